@@ -1,0 +1,99 @@
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
+use serde_json::value::RawValue;
+use std::{fmt, sync::Arc};
+
+/// What a saga can take as input, pass between its steps and return: anything that serde can write and read back.
+///
+/// Implemented for every such type. A payload is written once, when it comes into being, and what is read
+/// later is always that text: a retry, another node and a compensation all see the same bytes.
+pub trait Payload: Serialize + DeserializeOwned + Send + Sync + 'static {}
+
+impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Payload for T {}
+
+/// A payload in its encoded form: JSON text, kept byte for byte as it was first written.
+#[derive(Clone)]
+pub struct Encoded(Arc<RawValue>);
+
+/// A payload could not be written or read.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} cannot be {done} as JSON: {source}")]
+pub struct CodecError {
+    what: &'static str,
+    done: &'static str,
+    source: serde_json::Error,
+}
+
+impl Encoded {
+    /// Writes a payload.
+    ///
+    /// # Errors
+    /// When the type's `Serialize` refuses, or a map has keys that are no strings.
+    pub fn of<T: Serialize>(value: &T) -> Result<Self, CodecError> {
+        serde_json::value::to_raw_value(value).map(|raw| Self(raw.into())).map_err(|source| CodecError {
+            what: std::any::type_name::<T>(),
+            done: "written",
+            source,
+        })
+    }
+
+    /// Reads the payload as a `T`.
+    ///
+    /// # Errors
+    /// When the text is not a `T`: mostly because the type changed while sagas of the same version were running.
+    pub fn decode<T: DeserializeOwned>(&self) -> Result<T, CodecError> {
+        serde_json::from_str(self.0.get()).map_err(|source| CodecError {
+            what: std::any::type_name::<T>(),
+            done: "read",
+            source,
+        })
+    }
+
+    /// Takes stored bytes back.
+    ///
+    /// # Errors
+    /// When the bytes are not JSON.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, CodecError> {
+        serde_json::from_slice::<Box<RawValue>>(bytes).map(|raw| Self(raw.into())).map_err(|source| CodecError {
+            what: "a stored payload",
+            done: "read",
+            source,
+        })
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        self.0.get()
+    }
+}
+
+impl fmt::Debug for Encoded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl PartialEq for Encoded {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Encoded {}
+
+impl std::hash::Hash for Encoded {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
+    }
+}
+
+impl Serialize for Encoded {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Encoded {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Box::<RawValue>::deserialize(deserializer).map(|raw| Self(raw.into()))
+    }
+}

@@ -1,0 +1,112 @@
+use crate::{Encoded, definition::StepIndex};
+use serde::{Deserialize, Serialize};
+
+/// Time on a saga's own clock: milliseconds since it was started, as the store counts them.
+///
+/// The machine has no clock. It is told the time, and since that time is relative to the saga's start by *one* clock,
+/// the store's, no two workers can disagree about it by more than the time a message takes.
+pub type Millis = u64;
+
+/// One fact in a saga's journal.
+///
+/// Events say what was *decided*, never what has to be decided again: when a policy is tuned while
+/// a saga runs, its past stays as it was.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// A step succeeded, once and for all.
+    Succeeded {
+        /// Which one.
+        step: StepIndex,
+        /// What it returned.
+        output: Encoded,
+    },
+    /// An attempt did not succeed; another one follows.
+    Retrying {
+        /// Of which step.
+        step: StepIndex,
+        /// It may have happened.
+        in_doubt: bool,
+        /// When the first attempt that did not succeed ended.
+        since: Millis,
+        /// When the next one may start.
+        at: Millis,
+        /// What the attempt said.
+        error: String,
+    },
+    /// A step ended without success, and what is before it is undone.
+    Failed {
+        /// Which one.
+        step: StepIndex,
+        /// It may have happened: then it is compensated too.
+        in_doubt: bool,
+        /// What the last attempt said.
+        error: String,
+    },
+    /// A step gave up where it can be neither undone nor passed: the saga is parked.
+    Stuck {
+        /// Which one.
+        step: StepIndex,
+        /// It may have happened.
+        in_doubt: bool,
+        /// What the last attempt said.
+        error: String,
+    },
+    /// A step was undone, once and for all.
+    Compensated {
+        /// Which one.
+        step: StepIndex,
+    },
+    /// An attempt to undo did not succeed; another one follows.
+    CompensationRetrying {
+        /// Of which step.
+        step: StepIndex,
+        /// When the first attempt that did not succeed ended.
+        since: Millis,
+        /// When the next one may start.
+        at: Millis,
+        /// What the attempt said.
+        error: String,
+    },
+    /// A compensation gave up: the saga is parked.
+    CompensationStuck {
+        /// Of which step.
+        step: StepIndex,
+        /// What the last attempt said.
+        error: String,
+    },
+    /// A worker that ran the saga was lost with it: an unknown attempt of everything that was enabled.
+    Lapsed {
+        /// How many workers were lost with this saga so far, as the store counts them.
+        total: u32,
+        /// When it was noticed.
+        at: Millis,
+    },
+    /// The whole saga was stopped for a person.
+    Parked {
+        /// Why.
+        reason: String,
+    },
+    /// Somebody asked to cancel. It may be too late.
+    CancelRequested {
+        /// Why.
+        reason: String,
+    },
+    /// An operator lifted the parking: whatever is stuck is tried again.
+    Resumed {
+        /// Who, or why.
+        by: String,
+    },
+    /// An operator said to go on without a step, or without its compensation.
+    Skipped {
+        /// Which one.
+        step: StepIndex,
+        /// Why.
+        reason: String,
+    },
+    /// A message from outside did not apply and changed nothing.
+    Refused {
+        /// What it was, and why it did not apply.
+        reason: String,
+    },
+}
