@@ -1,12 +1,18 @@
 //! placeholder
 pub mod definition;
 mod encoded;
+mod engine;
 mod error;
 mod id;
 pub mod machine;
+mod memory;
 mod retry;
-pub use definition::*;
-pub use encoded::*;
+pub mod store;
+
+pub use definition::{BuildError, CompensationCx, Cx, Definition, Out, Saga, SagaBuilder};
+pub use encoded::{CodecError, Encoded, Payload};
+pub use engine::*;
 pub use error::*;
 pub use id::*;
+pub use memory::MemoryStore;
 pub use retry::*;

@@ -26,8 +26,7 @@ pub(crate) struct Work<D> {
 }
 
 /// Tuples of what a step reads.
-#[doc(hidden)]
-pub trait Reading: Sized + Send + 'static {
+pub(crate) trait Reading: Sized + Send + 'static {
     fn decode(reads: &[Encoded]) -> Result<Self, CodecError>;
 }
 
@@ -139,6 +138,8 @@ impl<S: Saga> Definition<S> {
 /// A definition together with its dependencies: what the engine runs.
 pub(crate) trait Process: Send + Sync {
     fn graph(&self) -> &Arc<Graph>;
+    /// The step whose output is the saga's own.
+    fn output(&self) -> StepIndex;
     fn run(&self, step: StepIndex, call: Call, arguments: Arguments) -> BoxFuture<'static, Outcome>;
     fn compensate(
         &self,
@@ -157,6 +158,10 @@ pub(crate) struct Bound<S: Saga> {
 impl<S: Saga> Process for Bound<S> {
     fn graph(&self) -> &Arc<Graph> {
         &self.definition.graph
+    }
+
+    fn output(&self) -> StepIndex {
+        self.definition.output
     }
 
     fn run(&self, step: StepIndex, call: Call, arguments: Arguments) -> BoxFuture<'static, Outcome> {

@@ -1,4 +1,7 @@
-use crate::{Encoded, definition::StepIndex};
+use crate::{
+    Encoded,
+    definition::{Graph, StepIndex},
+};
 use serde::{Deserialize, Serialize};
 
 /// Time on a saga's own clock: milliseconds since it was started, as the store counts them.
@@ -109,4 +112,33 @@ pub enum Event {
         /// What it was, and why it did not apply.
         reason: String,
     },
+}
+
+impl Event {
+    /// The event as a sentence, with the step's name.
+    pub fn told(&self, graph: &Graph) -> String {
+        let name = |step: &StepIndex| &graph.node(*step).name;
+        let doubt = |in_doubt: &bool| if *in_doubt { ", and it may have happened" } else { "" };
+        match self {
+            Self::Succeeded { step, output } => format!("{} succeeded: {output:?}", name(step)),
+            Self::Retrying { step, in_doubt, error, .. } => {
+                format!("{} will be tried again{}: {error}", name(step), doubt(in_doubt))
+            }
+            Self::Failed { step, in_doubt, error } => format!("{} failed{}: {error}", name(step), doubt(in_doubt)),
+            Self::Stuck { step, in_doubt, error } => {
+                format!("{} gave up{}, parked: {error}", name(step), doubt(in_doubt))
+            }
+            Self::Compensated { step } => format!("{} was undone", name(step)),
+            Self::CompensationRetrying { step, error, .. } => {
+                format!("undoing {} will be tried again: {error}", name(step))
+            }
+            Self::CompensationStuck { step, error } => format!("undoing {} gave up, parked: {error}", name(step)),
+            Self::Lapsed { total, .. } => format!("its worker was lost (number {total})"),
+            Self::Parked { reason } => format!("parked: {reason}"),
+            Self::CancelRequested { reason } => format!("cancel requested: {reason}"),
+            Self::Resumed { by } => format!("resumed: {by}"),
+            Self::Skipped { step, reason } => format!("{} was skipped: {reason}", name(step)),
+            Self::Refused { reason } => format!("refused: {reason}"),
+        }
+    }
 }

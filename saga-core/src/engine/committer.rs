@@ -1,0 +1,200 @@
+//! Group commit: whatever is waiting is written in one statement, and what queues up meanwhile in the next.
+//!
+//! An idle engine commits at once; a busy one amortises. There is no timer to tune: the time that one statement takes is
+//! what gathers the next batch.
+
+use super::{Config, lease::Lease};
+use crate::{
+    WorkerId,
+    store::{Append, Appended, Start, Started, Store, StoreError},
+};
+use async_trait::async_trait;
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// The pause before a statement is sent again that the store did not answer, or a row is tried again that was busy.
+const AGAIN: Duration = Duration::from_millis(10);
+
+pub(crate) struct Committer {
+    starts: mpsc::Sender<Waiting<Start, Started>>,
+    appends: Vec<mpsc::UnboundedSender<Waiting<(Lease, Append), Appended>>>,
+}
+
+/// Something to write, and who waits for the answer. Who gave up waiting has dropped the other end.
+struct Waiting<T, A> {
+    entry: T,
+    answer: oneshot::Sender<Result<A, StoreError>>,
+}
+
+impl Committer {
+    pub(crate) fn spawn(
+        store: &Arc<dyn Store>,
+        config: &Config,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Self {
+        let spawn = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
+            tasks.spawn(stop.clone().run_until_cancelled_owned(task));
+        };
+        // Bounded: whoever starts sagas faster than they can be written waits here. Appends are bounded by the
+        // number of sagas in memory, each of which has at most one under way.
+        let (starts, waiting) = mpsc::channel(2 * config.batch);
+        spawn(Box::pin(commit_starts(store.clone(), waiting, config.batch)));
+        let appends = (0..config.committers.max(1)).map(|_| {
+            let (appends, waiting) = mpsc::unbounded_channel();
+            spawn(Box::pin(commit_appends(store.clone(), waiting, config.batch)));
+            appends
+        });
+        Self { starts, appends: appends.collect() }
+    }
+
+    /// Resolves once the saga stands or is refused. Dropped meanwhile, it may still come to stand.
+    pub(crate) async fn start(&self, entry: Start) -> Result<Started, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let stopped = || StoreError::Unavailable("the engine has stopped".into());
+        self.starts.send(Waiting { entry, answer }).await.map_err(|_| stopped())?;
+        answered.await.map_err(|_| stopped())?
+    }
+
+    /// The answer; an error only when the store refuses the entry itself. The sender is dropped when the engine stops.
+    pub(crate) fn append(&self, lease: &Lease, entry: Append) -> oneshot::Receiver<Result<Appended, StoreError>> {
+        let (answer, answered) = oneshot::channel();
+        // The low bits of a UUIDv7 are random.
+        let shard = entry.saga.as_uuid().as_u128() as usize % self.appends.len();
+        // A closed channel means that the engine stops; the caller sees that by its receiver.
+        let _ = self.appends[shard].send(Waiting { entry: (lease.clone(), entry), answer });
+        answered
+    }
+}
+
+/// One of the two statements that a committer sends.
+#[async_trait]
+trait Write: Sync {
+    type Entry: Sync;
+    type Answer: Clone + Send;
+    async fn write(&self, entries: &[Self::Entry]) -> Result<Vec<Self::Answer>, StoreError>;
+}
+
+struct Starts<'s>(&'s dyn Store);
+
+#[async_trait]
+impl Write for Starts<'_> {
+    type Entry = Start;
+    type Answer = Started;
+    async fn write(&self, entries: &[Start]) -> Result<Vec<Started>, StoreError> {
+        self.0.start(entries).await
+    }
+}
+
+struct Appends<'s>(&'s dyn Store, WorkerId);
+
+#[async_trait]
+impl Write for Appends<'_> {
+    type Entry = Append;
+    type Answer = Appended;
+    async fn write(&self, entries: &[Append]) -> Result<Vec<Appended>, StoreError> {
+        self.0.append(self.1, entries).await
+    }
+}
+
+async fn commit_starts(store: Arc<dyn Store>, mut waiting: mpsc::Receiver<Waiting<Start, Started>>, limit: usize) {
+    let mut batch = vec![];
+    while waiting.recv_many(&mut batch, limit).await > 0 {
+        let (entries, answers): (Vec<_>, Vec<_>) = batch.drain(..).map(|w| (w.entry, w.answer)).unzip();
+        let written = write_until_answered(&entries, &answers, &Starts(&*store)).await;
+        for (answer, written) in answers.into_iter().zip(written) {
+            let _ = answer.send(written);
+        }
+    }
+}
+
+async fn commit_appends(
+    store: Arc<dyn Store>,
+    mut waiting: mpsc::UnboundedReceiver<Waiting<(Lease, Append), Appended>>,
+    limit: usize,
+) {
+    let mut batch: Vec<Waiting<(Lease, Append), Appended>> = vec![];
+    let mut busy = vec![];
+    loop {
+        if busy.is_empty() {
+            if waiting.recv_many(&mut batch, limit).await == 0 {
+                return;
+            }
+        } else {
+            // Busy rows are tried again soon, and hold up nobody meanwhile.
+            let _ = tokio::time::timeout(AGAIN, waiting.recv_many(&mut batch, limit)).await;
+            batch.append(&mut busy);
+        }
+        // After a loss of the lease, appends under the old identity and the new one may wait side by side.
+        let mut by_worker: HashMap<WorkerId, Vec<_>> = HashMap::new();
+        for waiting in batch.drain(..) {
+            by_worker.entry(waiting.entry.0.worker()).or_default().push(waiting);
+        }
+        for (worker, waiting) in by_worker {
+            let mut leases = vec![];
+            let mut entries = vec![];
+            let mut answers = vec![];
+            for Waiting { entry: (lease, entry), answer } in waiting {
+                leases.push(lease);
+                entries.push(entry);
+                answers.push(answer);
+            }
+            let written = write_until_answered(&entries, &answers, &Appends(&*store, worker)).await;
+            for (((lease, entry), answer), written) in leases.into_iter().zip(entries).zip(answers).zip(written) {
+                match written {
+                    Ok(Appended::Busy) if !answer.is_closed() => {
+                        busy.push(Waiting { entry: (lease, entry), answer });
+                    }
+                    written => {
+                        let _ = answer.send(written);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Sends the same batch again until the store has answered it, halves it when the store refuses it, and so comes to one
+/// answer for each entry. Stops trying when nobody waits any more.
+async fn write_until_answered<W: Write>(
+    entries: &[W::Entry],
+    waiting: &[oneshot::Sender<Result<W::Answer, StoreError>>],
+    to: &W,
+) -> Vec<Result<W::Answer, StoreError>> {
+    let mut answers: Vec<Option<Result<W::Answer, StoreError>>> = vec![None; entries.len()];
+    let mut parts = Vec::from([0..entries.len()]);
+    while let Some(part) = parts.pop() {
+        loop {
+            match to.write(&entries[part.clone()]).await {
+                Ok(written) => {
+                    for (answer, written) in answers[part.clone()].iter_mut().zip(written) {
+                        *answer = Some(Ok(written));
+                    }
+                    break;
+                }
+                Err(StoreError::Rejected(reason)) if part.len() == 1 => {
+                    answers[part.start] = Some(Err(StoreError::Rejected(reason)));
+                    break;
+                }
+                Err(StoreError::Rejected(_)) => {
+                    let middle = part.start + part.len() / 2;
+                    parts.extend([part.start..middle, middle..part.end]);
+                    break;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "writing again");
+                    if waiting[part.clone()].iter().all(oneshot::Sender::is_closed) {
+                        break;
+                    }
+                    sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+    let unanswered = || Err(StoreError::Unavailable("nobody waited for the answer".into()));
+    answers.into_iter().map(|answer| answer.unwrap_or_else(unanswered)).collect()
+}

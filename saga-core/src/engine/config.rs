@@ -1,0 +1,43 @@
+use std::time::Duration;
+
+/// How an engine behaves. Every field has a default that suits a service on a small machine.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// How many sagas this process keeps in memory and works on at once; the others wait in the store. Defaults to 2048.
+    pub sagas: usize,
+    /// How many attempts (of steps and compensations) run at once. Defaults to 1024.
+    pub attempts: usize,
+    /// How long this process may be silent before others take over its sagas. A shorter lease recovers sooner, a longer one
+    /// forgives longer pauses. It beats three times a lease. Defaults to 15 seconds.
+    pub lease: Duration,
+    /// How often it looks for due sagas, mail and ends of sagas that run elsewhere. Hints make that quicker, this makes it
+    /// certain. Defaults to 500 milliseconds.
+    pub poll: Duration,
+    /// A saga whose next timer is further away than this is put back into the store until then. Defaults to one second.
+    pub hold: Duration,
+    /// How many writers share the journals of this process, each with one statement under way. Defaults to 3.
+    pub committers: usize,
+    /// How many sagas one statement writes at most. Defaults to 500.
+    pub batch: usize,
+    /// How many bytes an input or an output may have, encoded. Defaults to 1 MiB.
+    pub payload: usize,
+    /// How long a call of a user (submit, cancel, ..) tries to reach the store. Defaults to 10 seconds.
+    pub patience: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            sagas: 2048,
+            attempts: 1024,
+            lease: Duration::from_secs(15),
+            poll: Duration::from_millis(500),
+            hold: Duration::from_secs(1),
+            committers: 3,
+            batch: 500,
+            payload: 1 << 20,
+            patience: Duration::from_secs(10),
+        }
+    }
+}

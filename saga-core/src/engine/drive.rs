@@ -1,0 +1,403 @@
+//! One saga in memory: the loop around the state machine.
+//!
+//! It keeps the machine's law in the simplest way there is: as long as anything is decided that is not yet durable, nothing new is
+//! started. One append is under way at a time, and what happens meanwhile goes into the next.
+
+use super::{Place, Shared, journal, lease::Lease, sagas::Ended};
+use crate::{
+    Encoded, SagaId,
+    definition::{Arguments, Call, Process, StepIndex},
+    machine::{Clock, Event, Input, Millis, Outcome, State, Status, Step},
+    store::{Append, Appended, Hint, Mail, Record, StoreError, Then},
+};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use serde::{Deserialize, Serialize};
+use std::{any::Any, collections::HashSet, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep_until, timeout},
+};
+
+/// What a message from outside says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Letter {
+    Cancel { reason: String },
+    Resume { by: String },
+    Skip { step: String, reason: String },
+}
+
+pub(crate) struct Drive {
+    shared: Arc<Shared>,
+    process: Arc<dyn Process>,
+    lease: Lease,
+    saga: SagaId,
+    input: Encoded,
+    epoch: i64,
+    /// The saga's age when it came into memory, and when that was.
+    age: (Millis, Instant),
+    /// Everything that was decided, durable or not.
+    state: State,
+    /// As the store has it.
+    status: Status,
+    /// The place of the last entry in the journal.
+    seq: i32,
+    /// Decided, and not yet handed to the committer.
+    pending: Vec<Event>,
+    /// The messages that `pending` folds.
+    read: Vec<String>,
+    /// The messages that were opened, so that the next poll brings them in vain.
+    opened: HashSet<String>,
+    mailbox: mpsc::UnboundedReceiver<Mail>,
+    under_way: Vec<StepIndex>,
+    attempts: FuturesUnordered<BoxFuture<'static, Input>>,
+    ended: watch::Sender<Option<Ended>>,
+    _place: Place,
+}
+
+type Answer = Result<Appended, StoreError>;
+
+impl Drive {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        process: Arc<dyn Process>,
+        lease: Lease,
+        record: Record,
+        mailbox: mpsc::UnboundedReceiver<Mail>,
+        ended: watch::Sender<Option<Ended>>,
+        place: Place,
+    ) -> Self {
+        let (state, unreadable) = match journal::decode(&record.journal) {
+            Ok(events) => (State::replay(process.graph(), &events), None),
+            Err(error) => (State::new(process.graph()), Some(format!("the journal cannot be read: {error}"))),
+        };
+        let mut drive = Self {
+            saga: record.saga,
+            input: record.input,
+            epoch: record.epoch,
+            age: (Millis::try_from(record.age.as_millis()).unwrap_or(Millis::MAX / 2), Instant::now()),
+            status: record.status,
+            seq: i32::try_from(record.journal.len()).unwrap_or(i32::MAX),
+            state,
+            pending: vec![],
+            read: vec![],
+            opened: HashSet::new(),
+            under_way: vec![],
+            attempts: FuturesUnordered::new(),
+            shared,
+            process,
+            lease,
+            mailbox,
+            ended,
+            _place: place,
+        };
+        match unreadable {
+            Some(reason) => drive.take(Input::Unwritable { reason }),
+            None if record.lapses > drive.state.lapses() => drive.take(Input::Lapsed { total: record.lapses }),
+            None => {}
+        }
+        for mail in record.mail {
+            drive.open(mail);
+        }
+        drive
+    }
+
+    /// Runs until the saga ended, was released, or was lost.
+    pub(crate) async fn run(mut self) {
+        let shared = self.shared.clone();
+        let lease = self.lease.clone();
+        let mut lost = pin!(lease.lost());
+        let mut draining = pin!(shared.draining.cancelled().fuse());
+        let mut grace_over = pin!(shared.grace_over.cancelled().fuse());
+        let mut writing: Option<(Append, oneshot::Receiver<Answer>)> = None;
+        loop {
+            if writing.is_none() && self.pending.is_empty() {
+                self.act();
+            }
+            if writing.is_none()
+                && let Some(append) = self.next_append()
+            {
+                let answer = shared.committer.append(&lease, append.clone());
+                writing = Some((append, answer));
+            }
+            let timer = self.timer();
+            tokio::select! {
+                biased;
+                answer = answer_of(&mut writing), if writing.is_some() => {
+                    let Some((append, _)) = writing.take() else { continue };
+                    match answer {
+                        Some(Ok(Appended::Written)) if self.written(&append) => {}
+                        Some(Err(error)) => {
+                            if self.unwritable(&append, &error).await.is_none() {
+                                return;
+                            }
+                        }
+                        Some(Ok(_)) | None => return,
+                    }
+                }
+                Some(input) = self.attempts.next(), if !self.attempts.is_empty() => self.attempt_ended(input),
+                Some(mail) = self.mailbox.recv() => self.open(mail),
+                () = wait_until(timer), if timer.is_some() => {}
+                () = &mut lost => return,
+                () = &mut draining => {}
+                () = &mut grace_over => self.abandon_attempts(),
+            }
+        }
+    }
+
+    fn now(&self) -> Millis {
+        let (age, since) = self.age;
+        age + Millis::try_from(since.elapsed().as_millis()).unwrap_or(Millis::MAX / 2)
+    }
+
+    fn take(&mut self, input: Input) {
+        let clock = Clock { now: self.now(), jitter: fastrand::f64() };
+        let graph = self.process.graph();
+        for event in self.state.decide(graph, input, clock) {
+            tracing::debug!(saga = %self.saga, ?event);
+            self.state.apply(graph, &event);
+            self.pending.push(event);
+        }
+    }
+
+    fn attempt_ended(&mut self, input: Input) {
+        if let Input::Attempt { step, .. } | Input::Compensation { step, .. } = &input {
+            self.under_way.retain(|under_way| under_way != step);
+        }
+        self.take(input);
+    }
+
+    fn open(&mut self, mail: Mail) {
+        if !self.opened.insert(mail.message.clone()) {
+            return;
+        }
+        match serde_json::from_slice(&mail.body) {
+            Ok(Letter::Cancel { reason }) => self.take(Input::Cancel { reason }),
+            Ok(Letter::Resume { by }) => self.take(Input::Resume { by }),
+            Ok(Letter::Skip { step, reason }) => self.take(Input::Skip { step, reason }),
+            Err(error) => self.pending.push(Event::Refused { reason: format!("unreadable message: {error}") }),
+        }
+        self.read.push(mail.message);
+    }
+
+    /// The grace period of a shutdown is over: what is still under way may have happened.
+    fn abandon_attempts(&mut self) {
+        self.attempts.clear();
+        for step in std::mem::take(&mut self.under_way) {
+            let error = "stopped in the middle, at a shutdown".to_owned();
+            self.take(match self.state.steps()[step] {
+                Step::Undoing { .. } => Input::Compensation { step, outcome: Err(error) },
+                _ => Input::Attempt { step, outcome: Outcome::Unknown(error) },
+            });
+        }
+    }
+
+    /// Does what the agenda allows. Only called when all that was decided is durable.
+    fn act(&mut self) {
+        let agenda = self.state.agenda(self.process.graph());
+        for step in agenda.settle {
+            if !self.under_way.contains(&step) {
+                self.take(Input::NotRunning { step });
+            }
+        }
+        if !self.pending.is_empty() || self.shared.draining.is_cancelled() || !self.lease.holds() {
+            return;
+        }
+        let now = self.now();
+        for step in agenda.run.into_iter().chain(agenda.compensate) {
+            let due = self.state.tries(step).is_some_and(|tries| tries.not_before <= now);
+            if due && !self.under_way.contains(&step) {
+                self.under_way.push(step);
+                self.attempts.push(self.attempt(step));
+            }
+        }
+    }
+
+    fn attempt(&self, step: StepIndex) -> BoxFuture<'static, Input> {
+        let node = self.process.graph().node(step);
+        let output_of = |&read: &StepIndex| match &self.state.steps()[read] {
+            Step::Succeeded(output) => Some(output.clone()),
+            Step::Undoing { output, .. } => output.clone(),
+            _ => None,
+        };
+        let reads: Option<Vec<Encoded>> = node.reads.iter().map(output_of).collect();
+        let arguments = reads.map(|reads| Arguments { input: self.input.clone(), reads });
+        let (made, generation) = self.state.tries(step).map_or((0, 0), |tries| (tries.made, tries.generation));
+        let limits = Limits { shared: self.shared.clone(), lease: self.lease.clone() };
+        match (&self.state.steps()[step], arguments) {
+            (Step::Undoing { output, .. }, Some(arguments)) => {
+                let call = Call::new(self.saga, &node.name, 0, made + 1);
+                let work = self.process.compensate(step, call, arguments, output.clone());
+                let allowed = node.compensation.timeout;
+                Box::pin(async move {
+                    let outcome = match limits.attempt(allowed, work).await {
+                        Ok(outcome) => outcome,
+                        Err(error) => Err(error),
+                    };
+                    Input::Compensation { step, outcome }
+                })
+            }
+            (_, Some(arguments)) => {
+                let call = Call::new(self.saga, &node.name, generation, made + 1);
+                let work = self.process.run(step, call, arguments);
+                let allowed = node.forward.timeout;
+                let longest = self.shared.config.payload;
+                Box::pin(async move {
+                    let outcome = match limits.attempt(allowed, work).await {
+                        Ok(Outcome::Success(output)) if output.as_str().len() > longest => {
+                            let bytes = output.as_str().len();
+                            Outcome::Broken(format!("its output has {bytes} bytes, more than the {longest} allowed"))
+                        }
+                        Ok(outcome) => outcome,
+                        Err(error) => Outcome::Unknown(error),
+                    };
+                    Input::Attempt { step, outcome }
+                })
+            }
+            (_, None) => {
+                let outcome = Outcome::Broken("it reads a step that has no output".into());
+                Box::pin(std::future::ready(Input::Attempt { step, outcome }))
+            }
+        }
+    }
+
+    /// When something that waits for its time may start.
+    fn due_at(&self) -> Option<Millis> {
+        let agenda = self.state.agenda(self.process.graph());
+        let waiting = agenda.run.iter().chain(&agenda.compensate).filter(|step| !self.under_way.contains(step));
+        let settling = agenda.settle.iter().map(|_| 0);
+        waiting.filter_map(|&step| Some(self.state.tries(step)?.not_before)).chain(settling).min()
+    }
+
+    /// When to look at the agenda again; nothing to wait for while something else will wake the loop.
+    fn timer(&self) -> Option<Instant> {
+        if !self.pending.is_empty() || self.shared.draining.is_cancelled() {
+            return None;
+        }
+        let (age, since) = self.age;
+        let due = self.due_at()?.saturating_sub(age);
+        Some(since + Duration::from_millis(due))
+    }
+
+    fn next_append(&mut self) -> Option<Append> {
+        let then = self.then();
+        if self.pending.is_empty() && self.read.is_empty() && then == Then::Keep {
+            return None;
+        }
+        let events = std::mem::take(&mut self.pending);
+        // Events hold text and numbers only, which JSON can always express.
+        let entry = if events.is_empty() { None } else { journal::encode(&events).ok() };
+        let status = self.state.status();
+        Some(Append {
+            saga: self.saga,
+            epoch: self.epoch,
+            seq: self.seq + 1,
+            entry,
+            read: std::mem::take(&mut self.read),
+            status: (status != self.status).then_some(status),
+            then,
+        })
+    }
+
+    /// Whether the saga stays in memory after what is decided now.
+    fn then(&self) -> Then {
+        if self.state.status().is_final() {
+            return Then::Release { due_in: None };
+        }
+        if !self.under_way.is_empty() {
+            return Then::Keep;
+        }
+        let Some(due) = self.due_at() else {
+            return Then::Release { due_in: None };
+        };
+        let due_in = Duration::from_millis(due.saturating_sub(self.now()));
+        match self.shared.draining.is_cancelled() || due_in > self.shared.config.hold {
+            true => Then::Release { due_in: Some(due_in) },
+            false => Then::Keep,
+        }
+    }
+
+    /// Takes note of a successful append; whether the saga stays in memory.
+    fn written(&mut self, append: &Append) -> bool {
+        self.seq += i32::from(append.entry.is_some());
+        if let Some(status) = append.status {
+            self.status = status;
+            if let Some(ended) = Ended::of(self.process.graph(), self.process.output(), &self.state) {
+                self.shared.store.hint(Hint::Ended);
+                self.ended.send_replace(Some(ended));
+            }
+        }
+        match append.then {
+            Then::Keep => true,
+            Then::Release { due_in } => {
+                if due_in.is_some_and(|due_in| due_in.is_zero()) {
+                    self.shared.store.hint(Hint::Work);
+                }
+                false
+            }
+        }
+    }
+
+    /// The store will never take what was to be written. The saga is parked as it was before; if not even that can be written, its row
+    /// alone is marked.
+    async fn unwritable(&mut self, append: &Append, error: &StoreError) -> Option<()> {
+        tracing::error!(saga = %self.saga, %error, "what the saga was to write is refused by the store: parking it");
+        self.attempts.clear();
+        self.under_way.clear();
+        let parking_was_refused = self.state.status() == Status::Parked && append.status == Some(Status::Parked);
+        if parking_was_refused {
+            let then = Then::Release { due_in: None };
+            let mark = Append { entry: None, read: vec![], then, ..append.clone() };
+            let _ = self.shared.committer.append(&self.lease, mark).await;
+            return None;
+        }
+        let record = self.shared.store.read(self.saga).await.ok().flatten()?;
+        let events = journal::decode(&record.journal).ok()?;
+        self.state = State::replay(self.process.graph(), &events);
+        self.opened.clear();
+        self.pending.clear();
+        self.read.clear();
+        self.take(Input::Unwritable { reason: error.to_string() });
+        Some(())
+    }
+}
+
+async fn answer_of(writing: &mut Option<(Append, oneshot::Receiver<Answer>)>) -> Option<Answer> {
+    match writing {
+        Some((_, answer)) => answer.await.ok(),
+        None => None,
+    }
+}
+
+async fn wait_until(timer: Option<Instant>) {
+    if let Some(timer) = timer {
+        sleep_until(timer).await;
+    }
+}
+
+/// What bounds an attempt.
+struct Limits {
+    shared: Arc<Shared>,
+    lease: Lease,
+}
+
+impl Limits {
+    /// Runs one attempt within the limits of concurrency, lease and time. An error says that its outcome is unknown.
+    async fn attempt<T>(self, allowed: Duration, work: impl Future<Output = T>) -> Result<T, String> {
+        let _permit = self.shared.attempts.acquire().await;
+        if !self.lease.holds() {
+            // The loop around is about to end: nothing must start any more.
+            std::future::pending::<()>().await;
+        }
+        match timeout(allowed, AssertUnwindSafe(work).catch_unwind()).await {
+            Ok(Ok(outcome)) => Ok(outcome),
+            Ok(Err(panic)) => Err(format!("it panicked: {}", message_of(&*panic))),
+            Err(_) => Err(format!("no answer within {allowed:?}")),
+        }
+    }
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
+}

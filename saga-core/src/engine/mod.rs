@@ -1,0 +1,292 @@
+//! The driver around the [state machine](crate::machine): runs sagas inside the user's own service.
+
+mod committer;
+mod config;
+mod drive;
+mod journal;
+mod lease;
+mod outcomes;
+mod sagas;
+mod worker;
+
+pub use config::Config;
+pub use sagas::{Error, History, Outcome, Sagas, Started, Why};
+
+use crate::{
+    BuildError, Definition, Saga, SagaId,
+    definition::{Bound, Process},
+    machine::Status,
+    store::{self, DefinitionId, Hint, Mail, Record, Start, Store, StoreError},
+};
+use committer::Committer;
+use drive::Drive;
+use lease::Lease;
+use outcomes::Outcomes;
+use sagas::Ended;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Runs sagas: embed one in each process of your service, on as many nodes as you like.
+///
+/// Dropped without [`shutdown`](Self::shutdown) it stops at once, as if the process had died: nothing is lost, and other processes take over
+/// when its lease has lapsed.
+pub struct Engine {
+    shared: Arc<Shared>,
+}
+
+impl Engine {
+    /// Begins with the store that all processes share.
+    pub fn builder(store: impl Store) -> EngineBuilder {
+        EngineBuilder {
+            store: Arc::new(store),
+            processes: HashMap::new(),
+            fingerprints: vec![],
+            config: Config::default(),
+        }
+    }
+
+    /// The sagas of one type. The type need not be registered here: a process that only starts sagas has no use for its steps.
+    pub fn sagas<S: Saga>(&self) -> Sagas<S> {
+        Sagas::new(self.shared.clone())
+    }
+
+    /// Hands over: claims nothing more, starts no attempt any more, lets those under way end for as long as `grace`, journals them, and releases
+    /// every saga for other processes to take at once. Attempts that outlast the grace are dropped, with an unknown outcome.
+    pub async fn shutdown(self, grace: Duration) {
+        let shared = &self.shared;
+        shared.draining.cancel();
+        shared.drives.close();
+        if timeout(grace, shared.drives.wait()).await.is_err() {
+            shared.grace_over.cancel();
+            // What cannot be written now is taken over when the lease has lapsed.
+            let _ = timeout(shared.config.patience, shared.drives.wait()).await;
+        }
+        if let Err(error) = shared.store.leave(shared.lease().worker()).await {
+            tracing::warn!(%error, "cannot leave: others notice when the lease has lapsed");
+        }
+        self.kill().await;
+    }
+
+    /// Stops at once, as if the process had died, and returns when nothing runs any more.
+    pub async fn kill(self) {
+        self.shared.killed.cancel();
+        self.shared.drives.close();
+        self.shared.tasks.close();
+        self.shared.drives.wait().await;
+        self.shared.tasks.wait().await;
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shared.killed.cancel();
+    }
+}
+
+/// An engine that is being put together.
+pub struct EngineBuilder {
+    store: Arc<dyn Store>,
+    processes: HashMap<DefinitionId, Arc<dyn Process>>,
+    fingerprints: Vec<(&'static str, u32, String)>,
+    config: Config,
+}
+
+impl EngineBuilder {
+    /// Makes this process run sagas of a type, with these dependencies. Register old versions as well, as types of their own, until their last saga has
+    /// ended.
+    ///
+    /// # Errors
+    /// A [`BuildError`] that names the step and the rule, when the definition breaks one.
+    pub fn register<S: Saga>(mut self, deps: impl Into<Arc<S::Deps>>) -> Result<Self, BuildError> {
+        let definition = Definition::<S>::build()?;
+        self.fingerprints.push((S::NAME, S::VERSION, definition.graph().fingerprint()));
+        let id = DefinitionId { name: S::NAME.into(), version: S::VERSION };
+        self.processes.insert(id, Arc::new(Bound { definition, deps: deps.into() }));
+        Ok(self)
+    }
+
+    /// Changes the [`Config`].
+    pub fn configure(mut self, change: impl FnOnce(&mut Config)) -> Self {
+        change(&mut self.config);
+        self
+    }
+
+    /// Joins the other processes and begins to work.
+    ///
+    /// # Errors
+    /// [`Error::ChangedGraph`] when a registered version was stored with another graph; [`Error::Store`] when the store cannot be reached.
+    pub async fn start(self) -> Result<Engine, Error> {
+        for (name, version, now) in self.fingerprints {
+            let stored = self.store.register(&DefinitionId { name: name.into(), version }, &now).await?;
+            if stored != now {
+                return Err(Error::ChangedGraph { name, version, stored, now });
+            }
+        }
+        let (tasks, killed) = (TaskTracker::new(), CancellationToken::new());
+        let mut shared = Shared {
+            committer: Committer::spawn(&self.store, &self.config, &tasks, &killed),
+            store: self.store,
+            definitions: self.processes.keys().cloned().collect(),
+            processes: self.processes,
+            lease: Mutex::new(Lease::new(crate::WorkerId::generate(), tokio::time::Instant::now())),
+            in_memory: Mutex::default(),
+            slots: Arc::new(Semaphore::new(self.config.sagas.max(1))),
+            attempts: Semaphore::new(self.config.attempts.max(1)),
+            outcomes: Outcomes::default(),
+            work: Notify::new(),
+            mail: Notify::new(),
+            config: self.config,
+            drives: TaskTracker::new(),
+            tasks,
+            killed,
+            draining: CancellationToken::new(),
+            grace_over: CancellationToken::new(),
+        };
+        let lease = worker::join(&shared).await?;
+        shared.lease = Mutex::new(lease);
+        let shared = Arc::new(shared);
+        shared.spawn(worker::follow_hints(shared.clone()));
+        shared.spawn(worker::stay_alive(shared.clone()));
+        shared.spawn(outcomes::watch_outcomes(shared.clone()));
+        if !shared.definitions.is_empty() {
+            shared.spawn(worker::find_work(shared.clone()));
+            shared.spawn(worker::bring_mail(shared.clone()));
+            shared.spawn(worker::take_over_from_the_dead(shared.clone()));
+            shared.spawn(worker::warn_of_the_unclaimable(shared.clone()));
+        }
+        Ok(Engine { shared })
+    }
+}
+
+/// What the parts of one engine share.
+pub(crate) struct Shared {
+    store: Arc<dyn Store>,
+    config: Config,
+    definitions: Vec<DefinitionId>,
+    processes: HashMap<DefinitionId, Arc<dyn Process>>,
+    committer: Committer,
+    lease: Mutex<Lease>,
+    /// The mailboxes of the sagas that are in memory, or about to be.
+    in_memory: Mutex<HashMap<SagaId, mpsc::UnboundedSender<Mail>>>,
+    /// Room for sagas in memory.
+    slots: Arc<Semaphore>,
+    /// Room for attempts.
+    attempts: Semaphore,
+    outcomes: Outcomes,
+    /// There may be work to claim.
+    work: Notify,
+    /// There may be mail.
+    mail: Notify,
+    drives: TaskTracker,
+    tasks: TaskTracker,
+    killed: CancellationToken,
+    draining: CancellationToken,
+    grace_over: CancellationToken,
+}
+
+impl Shared {
+    fn lease(&self) -> Lease {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn replace_lease(&self, lease: Lease) {
+        *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = lease;
+    }
+
+    fn in_memory(&self) -> Vec<SagaId> {
+        self.in_memory.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
+    fn deliver(&self, mail: Mail) {
+        if let Some(mailbox) = self.in_memory.lock().unwrap_or_else(PoisonError::into_inner).get(&mail.saga) {
+            // A saga that just left memory is claimed again because of its mail.
+            let _ = mailbox.send(mail);
+        }
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(self.killed.clone().run_until_cancelled_owned(task));
+    }
+
+    fn spawn_drive(&self, drive: Drive) {
+        self.drives.spawn(self.killed.clone().run_until_cancelled_owned(drive.run()));
+    }
+
+    /// Bounds how long a user's call waits for the store.
+    async fn patiently<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+        let patience = self.config.patience;
+        timeout(patience, call)
+            .await
+            .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer within {patience:?}"))))
+    }
+
+    /// Writes a saga, and runs it here if there is room.
+    async fn submit(
+        self: Arc<Self>,
+        mut start: Start,
+    ) -> Result<(store::Started, Option<watch::Receiver<Option<Ended>>>), StoreError> {
+        let definition = DefinitionId { name: start.name.clone(), version: start.version };
+        let lease = self.lease();
+        let ready = !self.draining.is_cancelled() && lease.holds();
+        let room =
+            self.processes.get(&definition).filter(|_| ready).cloned().zip(self.slots.clone().try_acquire_owned().ok());
+        let Some((process, slot)) = room else {
+            let answer = self.committer.start(start).await?;
+            if answer == store::Started::New {
+                self.store.hint(Hint::Work);
+            }
+            return Ok((answer, None));
+        };
+        start.owner = Some(lease.worker());
+        let (place, mailbox) = Place::take(&self, start.saga, slot);
+        let answer = self.committer.start(start.clone()).await?;
+        if answer != store::Started::New {
+            return Ok((answer, None));
+        }
+        let record = Record {
+            saga: start.saga,
+            name: start.name,
+            version: start.version,
+            key: start.key,
+            status: Status::Running,
+            input: start.input,
+            epoch: 1,
+            lapses: 0,
+            age: Duration::ZERO,
+            journal: vec![],
+            mail: vec![],
+        };
+        let (ended, end) = watch::channel(None);
+        self.spawn_drive(Drive::new(self.clone(), process, lease, record, mailbox, ended, place));
+        Ok((answer, Some(end)))
+    }
+}
+
+/// A saga's place in memory: room for it, and its mailbox. Given up on drop.
+pub(crate) struct Place {
+    shared: Arc<Shared>,
+    saga: SagaId,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Place {
+    fn take(shared: &Arc<Shared>, saga: SagaId, slot: OwnedSemaphorePermit) -> (Self, mpsc::UnboundedReceiver<Mail>) {
+        let (sender, mailbox) = mpsc::unbounded_channel();
+        shared.in_memory.lock().unwrap_or_else(PoisonError::into_inner).insert(saga, sender);
+        (Self { shared: shared.clone(), saga, _slot: slot }, mailbox)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.shared.in_memory.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.saga);
+    }
+}

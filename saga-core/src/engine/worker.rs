@@ -1,0 +1,221 @@
+//! What a process does besides running its sagas: it stays alive, finds work and mail, and takes over from the dead.
+//!
+//! Four loops, each of one shape: wait for a hint or the time to poll, ask the store, hand on what it says. None of them
+//! ends because the store fails.
+
+use super::{Place, Shared, drive::Drive, lease::Lease};
+use crate::{
+    WorkerId,
+    store::{DefinitionId, Hint, Record, StoreError},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{OwnedSemaphorePermit, broadcast::error::RecvError, watch},
+    time::{Instant, sleep, sleep_until, timeout_at},
+};
+
+/// How many sagas are claimed, or swept, at a time.
+const AT_A_TIME: usize = 500;
+/// How many messages are fetched at a time.
+const MAIL_AT_A_TIME: usize = 1000;
+
+/// Registers a new identity with the store.
+pub(crate) async fn join(shared: &Shared) -> Result<Lease, StoreError> {
+    let worker = WorkerId::generate();
+    let sent = Instant::now();
+    shared.store.join(worker, shared.config.lease, &shared.definitions).await?;
+    Ok(Lease::new(worker, sent + shared.config.lease))
+}
+
+/// Beats three times a lease. When the lease lapses all the same, everything that counts on it is dropped at once, and the worker
+/// joins again under a new identity.
+pub(crate) async fn stay_alive(shared: Arc<Shared>) {
+    let pause = shared.config.lease / 3;
+    loop {
+        let lease = shared.lease();
+        if lost_the_lease(&shared, &lease, pause).await {
+            lease.lose();
+            tracing::warn!(worker = %lease.worker(), "the lease lapsed: others take over what ran here");
+            let joined = loop {
+                match join(&shared).await {
+                    Ok(joined) => break joined,
+                    Err(error) => tracing::warn!(%error, "cannot join"),
+                }
+                sleep(shared.config.poll).await;
+            };
+            shared.replace_lease(joined);
+            shared.work.notify_one();
+        }
+    }
+}
+
+/// One beat, or several if the first ones fail. `true` once the lease lapsed.
+async fn lost_the_lease(shared: &Shared, lease: &Lease, pause: Duration) -> bool {
+    let mut next = Instant::now() + pause;
+    loop {
+        // After a pause of the whole process both times have passed: the lease goes first.
+        tokio::select! {
+            biased;
+            () = sleep_until(lease.until()) => return true,
+            () = sleep_until(next) => {}
+        }
+        let sent = Instant::now();
+        match timeout_at(lease.until(), shared.store.beat(lease.worker(), shared.config.lease)).await {
+            Ok(Ok(true)) if lease.holds() => {
+                lease.extend(sent + shared.config.lease);
+                return false;
+            }
+            Ok(Ok(_)) | Err(_) => return true,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "no heartbeat");
+                next = sent + pause / 4;
+            }
+        }
+    }
+}
+
+/// Claims due sagas as long as there is room for them.
+pub(crate) async fn find_work(shared: Arc<Shared>) {
+    let mut give_back_at = Instant::now();
+    while !shared.draining.is_cancelled() {
+        let lease = shared.lease();
+        if Instant::now() >= give_back_at {
+            give_back(&shared, &lease).await;
+            give_back_at = Instant::now() + shared.config.lease / 2;
+        }
+        let mut room = room(&shared).await;
+        if !lease.holds() {
+            sleep(shared.config.poll).await;
+            continue;
+        }
+        match shared.store.claim(lease.worker(), &shared.definitions, room.len()).await {
+            Ok(claimed) => {
+                let more = claimed.len() == room.len();
+                for (record, slot) in claimed.into_iter().zip(room.drain(..)) {
+                    run(&shared, &lease, record, slot);
+                }
+                if more {
+                    continue;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot claim");
+                // The claim may stand all the same: what it took is given back, and claimed again.
+                give_back_at = Instant::now();
+            }
+        }
+        drop(room);
+        tokio::select! {
+            () = sleep(shared.config.poll) => {}
+            () = shared.work.notified() => {}
+            () = shared.draining.cancelled() => {}
+        }
+    }
+}
+
+/// Waits for room for one saga, and takes what more there is.
+async fn room(shared: &Shared) -> Vec<OwnedSemaphorePermit> {
+    let mut room = vec![];
+    // The semaphore is never closed.
+    room.extend(shared.slots.clone().acquire_owned().await.ok());
+    while room.len() < AT_A_TIME
+        && let Ok(slot) = shared.slots.clone().try_acquire_owned()
+    {
+        room.push(slot);
+    }
+    room
+}
+
+fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphorePermit) {
+    let definition = DefinitionId { name: record.name.clone(), version: record.version };
+    let Some(process) = shared.processes.get(&definition) else {
+        // The store answered with what was not asked for. The next round gives it back.
+        tracing::error!(?definition, "claimed a saga of an unknown definition");
+        return;
+    };
+    let (place, mailbox) = Place::take(shared, record.saga, slot);
+    let (ended, _) = watch::channel(None);
+    let drive = Drive::new(shared.clone(), process.clone(), lease.clone(), record, mailbox, ended, place);
+    shared.spawn_drive(drive);
+}
+
+/// Gives back what the store says is owned here and is not in memory: the answer to a claim or a start was lost.
+async fn give_back(shared: &Shared, lease: &Lease) {
+    match shared.store.disown(lease.worker(), &shared.in_memory()).await {
+        Ok(0) => {}
+        Ok(sagas) => tracing::info!(sagas, "gave back sagas whose claim had not been answered"),
+        Err(error) => tracing::warn!(%error, "cannot give back"),
+    }
+}
+
+/// Brings mail to the sagas in memory. What is for others is found by whoever claims them.
+pub(crate) async fn bring_mail(shared: Arc<Shared>) {
+    loop {
+        if !shared.in_memory().is_empty() {
+            match shared.store.mail(shared.lease().worker(), MAIL_AT_A_TIME).await {
+                Ok(mail) => mail.into_iter().for_each(|mail| shared.deliver(mail)),
+                Err(error) => tracing::warn!(%error, "cannot fetch mail"),
+            }
+        }
+        tokio::select! {
+            () = sleep(shared.config.poll) => {}
+            () = shared.mail.notified() => {}
+        }
+    }
+}
+
+/// Makes due what dead workers owned.
+pub(crate) async fn take_over_from_the_dead(shared: Arc<Shared>) {
+    loop {
+        match shared.store.sweep(AT_A_TIME).await {
+            Ok(0) => {}
+            Ok(swept) => {
+                tracing::info!(swept, "sagas of lost workers are due again");
+                shared.store.hint(Hint::Work);
+                if swept == AT_A_TIME {
+                    continue;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot sweep"),
+        }
+        // Workers that started together spread out.
+        sleep(shared.config.lease.mul_f64(0.25 + 0.25 * fastrand::f64())).await;
+    }
+}
+
+/// Turns hints into looks.
+pub(crate) async fn follow_hints(shared: Arc<Shared>) {
+    let mut hints = shared.store.hints();
+    loop {
+        match hints.recv().await {
+            Ok(Hint::Work) => shared.work.notify_one(),
+            Ok(Hint::Mail) => {
+                shared.mail.notify_one();
+                shared.work.notify_one();
+            }
+            Ok(Hint::Ended) => shared.outcomes.look.notify_one(),
+            Err(RecvError::Lagged(_)) => {
+                shared.work.notify_one();
+                shared.mail.notify_one();
+                shared.outcomes.look.notify_one();
+            }
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+/// Says at the start which due sagas nobody can run.
+pub(crate) async fn warn_of_the_unclaimable(shared: Arc<Shared>) {
+    match shared.store.unclaimable().await {
+        Ok(definitions) => {
+            for DefinitionId { name, version } in definitions {
+                tracing::warn!(
+                    name,
+                    version,
+                    "sagas are due that no worker has registered: keep the code of a version until its last saga has ended"
+                );
+            }
+        }
+        Err(error) => tracing::warn!(%error, "cannot look for unclaimable sagas"),
+    }
+}

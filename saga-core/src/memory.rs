@@ -1,0 +1,284 @@
+use crate::{
+    SagaId, WorkerId,
+    machine::Status,
+    store::{Append, Appended, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError, Then},
+};
+use async_trait::async_trait;
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{sync::broadcast, time::Instant};
+
+/// A store in memory, for tests and for trying things out: it keeps every promise of a store but durability.
+///
+/// Clones share what is stored, so that several engines in one process can work on it. Time is tokio's, and can be paused.
+#[derive(Clone, Debug)]
+pub struct MemoryStore {
+    inner: Arc<Mutex<Inner>>,
+    hints: broadcast::Sender<Hint>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    sagas: BTreeMap<SagaId, Row>,
+    keys: HashMap<(String, String), SagaId>,
+    mailbox: Vec<(Mail, bool)>,
+    posted: HashSet<(SagaId, String)>,
+    workers: HashMap<WorkerId, (Instant, Vec<DefinitionId>)>,
+    definitions: HashMap<DefinitionId, String>,
+}
+
+#[derive(Debug)]
+struct Row {
+    record: Record,
+    started: Instant,
+    owner: Option<WorkerId>,
+    due: Option<Instant>,
+    writers: Vec<WorkerId>,
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self { inner: Arc::default(), hints: broadcast::channel(64).0 }
+    }
+}
+
+impl MemoryStore {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn unread(&self, saga: SagaId) -> impl Iterator<Item = &Mail> {
+        self.mailbox.iter().filter(move |(mail, read)| mail.saga == saga && !read).map(|(mail, _)| mail)
+    }
+
+    fn record(&self, saga: SagaId) -> Option<Record> {
+        let row = self.sagas.get(&saga)?;
+        let mail = self.unread(saga).cloned().collect();
+        Some(Record { age: row.started.elapsed(), mail, ..row.record.clone() })
+    }
+}
+
+impl Row {
+    fn free(&mut self, due: Option<Instant>) {
+        self.owner = None;
+        self.due = due;
+    }
+
+    fn append(&mut self, worker: WorkerId, append: &Append) -> Appended {
+        let place = usize::try_from(append.seq - 1).unwrap_or(usize::MAX);
+        if append.entry.is_some()
+            && let Some(writer) = self.writers.get(place)
+        {
+            return if *writer == worker { Appended::Written } else { Appended::Lost };
+        }
+        if self.owner != Some(worker) || self.record.epoch != append.epoch {
+            return Appended::Lost;
+        }
+        if let Some(entry) = &append.entry {
+            self.record.journal.push(entry.clone());
+            self.writers.push(worker);
+        }
+        self.record.status = append.status.unwrap_or(self.record.status);
+        if let Then::Release { due_in } = append.then {
+            self.free(due_in.map(|due_in| Instant::now() + due_in));
+        }
+        Appended::Written
+    }
+}
+
+#[async_trait]
+impl Store for MemoryStore {
+    async fn register(&self, definition: &DefinitionId, fingerprint: &str) -> Result<String, StoreError> {
+        let mut inner = self.lock();
+        Ok(inner.definitions.entry(definition.clone()).or_insert_with(|| fingerprint.into()).clone())
+    }
+
+    async fn join(&self, worker: WorkerId, lease: Duration, definitions: &[DefinitionId]) -> Result<(), StoreError> {
+        self.lock().workers.insert(worker, (Instant::now() + lease, definitions.to_vec()));
+        Ok(())
+    }
+
+    async fn beat(&self, worker: WorkerId, lease: Duration) -> Result<bool, StoreError> {
+        let now = Instant::now();
+        Ok(match self.lock().workers.get_mut(&worker) {
+            Some((until, _)) if *until > now => {
+                *until = now + lease;
+                true
+            }
+            _ => false,
+        })
+    }
+
+    async fn leave(&self, worker: WorkerId) -> Result<(), StoreError> {
+        self.lock().workers.remove(&worker);
+        Ok(())
+    }
+
+    async fn sweep(&self, limit: usize) -> Result<usize, StoreError> {
+        let (mut inner, now) = (self.lock(), Instant::now());
+        let Inner { sagas, workers, .. } = &mut *inner;
+        workers.retain(|_, (until, _)| *until > now);
+        let orphaned = |row: &&mut Row| row.owner.is_some_and(|owner| !workers.contains_key(&owner));
+        let mut swept = 0;
+        for row in sagas.values_mut().filter(orphaned).take(limit) {
+            row.free(Some(now));
+            row.record.epoch += 1;
+            row.record.lapses += 1;
+            swept += 1;
+        }
+        Ok(swept)
+    }
+
+    async fn start(&self, batch: &[Start]) -> Result<Vec<Started>, StoreError> {
+        let mut inner = self.lock();
+        let start = |start: &Start| {
+            let key = (start.name.clone(), start.key.clone());
+            if let Some(&saga) = inner.keys.get(&key) {
+                if saga == start.saga {
+                    return Started::New;
+                }
+                let same_input = inner.sagas.get(&saga).is_some_and(|row| row.record.input == start.input);
+                return Started::Existing { saga, same_input };
+            }
+            let record = Record {
+                saga: start.saga,
+                name: start.name.clone(),
+                version: start.version,
+                key: start.key.clone(),
+                status: Status::Running,
+                input: start.input.clone(),
+                epoch: i64::from(start.owner.is_some()),
+                lapses: 0,
+                age: Duration::ZERO,
+                journal: vec![],
+                mail: vec![],
+            };
+            let due = start.owner.is_none().then(Instant::now);
+            let row = Row { record, started: Instant::now(), owner: start.owner, due, writers: vec![] };
+            inner.keys.insert(key, start.saga);
+            inner.sagas.insert(start.saga, row);
+            Started::New
+        };
+        Ok(batch.iter().map(start).collect())
+    }
+
+    async fn append(&self, worker: WorkerId, batch: &[Append]) -> Result<Vec<Appended>, StoreError> {
+        let mut inner = self.lock();
+        let append = |append: &Append| {
+            let Some(row) = inner.sagas.get_mut(&append.saga) else { return Appended::Lost };
+            let answer = row.append(worker, append);
+            if answer == Appended::Written && !append.read.is_empty() {
+                for (mail, read) in &mut inner.mailbox {
+                    *read |= mail.saga == append.saga && append.read.contains(&mail.message);
+                }
+            }
+            answer
+        };
+        Ok(batch.iter().map(append).collect())
+    }
+
+    async fn claim(
+        &self,
+        worker: WorkerId,
+        definitions: &[DefinitionId],
+        limit: usize,
+    ) -> Result<Vec<Record>, StoreError> {
+        let (mut inner, now) = (self.lock(), Instant::now());
+        let mut ripe: Vec<(Instant, SagaId)> = vec![];
+        for (&saga, row) in &inner.sagas {
+            let known =
+                definitions.iter().any(|known| known.name == row.record.name && known.version == row.record.version);
+            if row.owner.is_some() || row.record.status.is_final() || !known {
+                continue;
+            }
+            match row.due {
+                Some(due) if due <= now => ripe.push((due, saga)),
+                _ if inner.unread(saga).next().is_some() => ripe.push((now, saga)),
+                _ => {}
+            }
+        }
+        ripe.sort_unstable();
+        let claimed = ripe.iter().take(limit).filter_map(|(_, saga)| {
+            let row = inner.sagas.get_mut(saga)?;
+            row.owner = Some(worker);
+            row.due = None;
+            row.record.epoch += 1;
+            inner.record(*saga)
+        });
+        Ok(claimed.collect())
+    }
+
+    async fn disown(&self, worker: WorkerId, known: &[SagaId]) -> Result<usize, StoreError> {
+        let known: HashSet<&SagaId> = known.iter().collect();
+        let mut disowned = 0;
+        for (saga, row) in &mut self.lock().sagas {
+            if row.owner == Some(worker) && !known.contains(saga) {
+                row.free(Some(Instant::now()));
+                row.record.epoch += 1;
+                disowned += 1;
+            }
+        }
+        Ok(disowned)
+    }
+
+    async fn post(&self, batch: &[Mail]) -> Result<Vec<Posted>, StoreError> {
+        let mut inner = self.lock();
+        let post = |mail: &Mail| {
+            let Some(row) = inner.sagas.get(&mail.saga) else { return Posted::NoSuchSaga };
+            let ended = row.record.status.is_final();
+            if inner.posted.contains(&(mail.saga, mail.message.clone())) {
+                return Posted::Accepted;
+            }
+            if ended {
+                return Posted::Ended;
+            }
+            inner.posted.insert((mail.saga, mail.message.clone()));
+            inner.mailbox.push((mail.clone(), false));
+            Posted::Accepted
+        };
+        Ok(batch.iter().map(post).collect())
+    }
+
+    async fn mail(&self, worker: WorkerId, limit: usize) -> Result<Vec<Mail>, StoreError> {
+        let inner = self.lock();
+        let owned = |saga: &SagaId| inner.sagas.get(saga).is_some_and(|row| row.owner == Some(worker));
+        let unread = inner.mailbox.iter().filter(|(mail, read)| !read && owned(&mail.saga));
+        Ok(unread.take(limit).map(|(mail, _)| mail.clone()).collect())
+    }
+
+    async fn find(&self, name: &str, key: &str) -> Result<Option<SagaId>, StoreError> {
+        Ok(self.lock().keys.get(&(name.into(), key.into())).copied())
+    }
+
+    async fn statuses(&self, sagas: &[SagaId]) -> Result<Vec<Option<Status>>, StoreError> {
+        let inner = self.lock();
+        Ok(sagas.iter().map(|saga| inner.sagas.get(saga).map(|row| row.record.status)).collect())
+    }
+
+    async fn read(&self, saga: SagaId) -> Result<Option<Record>, StoreError> {
+        Ok(self.lock().record(saga))
+    }
+
+    async fn unclaimable(&self) -> Result<Vec<DefinitionId>, StoreError> {
+        let (inner, now) = (self.lock(), Instant::now());
+        let due = inner.sagas.values().filter(|row| row.due.is_some_and(|due| due <= now));
+        let wanted: HashSet<DefinitionId> =
+            due.map(|row| DefinitionId { name: row.record.name.clone(), version: row.record.version }).collect();
+        let served = |definition: &DefinitionId| inner.workers.values().any(|(_, known)| known.contains(definition));
+        Ok(wanted.into_iter().filter(|definition| !served(definition)).collect())
+    }
+
+    fn hint(&self, hint: Hint) {
+        // Nobody listening is no error: a hint is only a hint.
+        let _ = self.hints.send(hint);
+    }
+
+    fn hints(&self) -> broadcast::Receiver<Hint> {
+        self.hints.subscribe()
+    }
+}

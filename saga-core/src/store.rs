@@ -1,0 +1,244 @@
+//! What the engine stands on: a durable place for sagas.
+//!
+//! # The contract
+//!
+//! A store keeps, for each saga, one *row* (identity, input, status, who owns it, when it is due) and an append-only *journal*; a *mailbox* of
+//! messages from outside; the *workers* with their heartbeats; and the fingerprints of *definitions*. It never looks into a
+//! journal's bytes. An implementer guarantees:
+//!
+//! - **Durable answers.** What was answered survives the death of every process. An error other than [`StoreError::Unavailable`]
+//!   means that nothing was written. After `Unavailable` nothing is known, and every method may be called again with
+//!   the same arguments: it gives the answer that it would have given the first time.
+//! - **One fence.** [`append`](Store::append) writes for a saga if and only if the caller owns it, at that epoch, at the moment of the commit. A claim, a release
+//!   and a loss change owner or epoch, so that nothing a former owner sends later has an effect.
+//! - **One mailbox.** [`post`](Store::post) touches neither row nor journal, so that it waits for no owner and no owner waits for it. A message is
+//!   read in the very append that folds it, and a second message of the same id is dropped.
+//! - **Work is not a lease.** Unowned work waits with a due time; owned work has none. When a worker's heartbeat lapses, all that it owned is
+//!   due again, with one more lapse counted.
+//! - **One clock.** Due times, ages and leases are counted by the store's clock alone.
+//! - **Batches.** One bad entry of a batch fails the batch with [`StoreError::Rejected`] and nothing written; the engine halves the batch until the
+//!   culprit is alone. Entries that are refused or busy do not disturb their neighbours.
+//!
+//! [`testing::conformance`](crate::testing) checks all of this for any implementation.
+
+use crate::{Encoded, SagaId, WorkerId, machine::Status};
+use async_trait::async_trait;
+use std::time::Duration;
+use tokio::sync::broadcast;
+
+/// A saga to be written for the first time.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// Made by the caller, so that a repeated call is recognised.
+    pub saga: SagaId,
+    /// Of its definition.
+    pub name: String,
+    /// Of its definition.
+    pub version: u32,
+    /// The user's idempotency key: unique among the sagas of that name.
+    pub key: String,
+    /// What the saga is started with.
+    pub input: Encoded,
+    /// The worker that will run it at once (at epoch 1); without one it is due now.
+    pub owner: Option<WorkerId>,
+}
+
+/// The answer to a [`Start`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Started {
+    /// The saga stands, by this call or by an earlier one with the same id.
+    New,
+    /// The key was taken before.
+    Existing {
+        /// By this saga.
+        saga: SagaId,
+        /// Whether that one has the same input, byte for byte.
+        same_input: bool,
+    },
+}
+
+/// One append to a saga's journal, by its owner.
+#[derive(Clone, Debug)]
+pub struct Append {
+    /// Whose journal.
+    pub saga: SagaId,
+    /// The claim under which the caller owns the saga.
+    pub epoch: i64,
+    /// The place in the journal; the first is 1.
+    pub seq: i32,
+    /// The entry. `None` for an append that only changes the row.
+    pub entry: Option<Vec<u8>>,
+    /// Ids of the messages that the entry folds: they are read from then on.
+    pub read: Vec<String>,
+    /// The saga's new status, if it changes.
+    pub status: Option<Status>,
+    /// What happens to the claim.
+    pub then: Then,
+}
+
+/// What happens to a claim after an append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// The caller goes on owning the saga.
+    Keep,
+    /// Nobody owns it any more.
+    Release {
+        /// When it is due again, from now; `None` for never (it ended, or waits for mail only).
+        due_in: Option<Duration>,
+    },
+}
+
+/// The answer to an [`Append`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Appended {
+    /// It stands, by this call or by an earlier one of the same worker.
+    Written,
+    /// Another transaction holds the row right now; nothing was written. Try again.
+    Busy,
+    /// The caller does not own the saga (any more); nothing was written.
+    Lost,
+}
+
+/// A saga as it stands in the store.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Its identity.
+    pub saga: SagaId,
+    /// Of its definition.
+    pub name: String,
+    /// Of its definition.
+    pub version: u32,
+    /// The user's idempotency key.
+    pub key: String,
+    /// Where it stands.
+    pub status: Status,
+    /// What it was started with.
+    pub input: Encoded,
+    /// Grows with each claim.
+    pub epoch: i64,
+    /// How many workers were lost while they owned it.
+    pub lapses: u32,
+    /// How long ago it was started.
+    pub age: Duration,
+    /// The entries of its journal, the one with `seq` 1 first.
+    pub journal: Vec<Vec<u8>>,
+    /// Its unread messages, in the order of their arrival.
+    pub mail: Vec<Mail>,
+}
+
+/// A message from outside to one saga.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mail {
+    /// To whom.
+    pub saga: SagaId,
+    /// Unique for that saga: a repeated message has the same one.
+    pub message: String,
+    /// What it says.
+    pub body: Vec<u8>,
+}
+
+/// The answer to a [`Mail`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Posted {
+    /// It will be read, or was posted (and perhaps read) before.
+    Accepted,
+    /// The saga has ended, there is nobody to read it.
+    Ended,
+    /// There is no such saga.
+    NoSuchSaga,
+}
+
+/// What is new, as a hint: it may come late, twice or never, and a poll stands behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hint {
+    /// Some saga is due.
+    Work,
+    /// Some saga has mail.
+    Mail,
+    /// Some saga ended or was parked.
+    Ended,
+}
+
+/// Why a store did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The store could not be reached, or its answer was lost: *it may have been done*. Calling again resolves it.
+    #[error("the store is unavailable, and whether it did what was asked is not known: {0}")]
+    Unavailable(String),
+    /// A deadlock, a serialization failure or a lock timeout: nothing was done, calling again is right.
+    #[error("the store was contended, nothing was written: {0}")]
+    Contention(String),
+    /// The store will never take this: nothing was done, calling again is useless.
+    #[error("the store refused what was to be written, nothing was written: {0}")]
+    Rejected(String),
+}
+
+/// The definition of a saga as workers register it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct DefinitionId {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: u32,
+}
+
+/// A durable place for sagas. What an implementer guarantees is said in [the module's docs](self).
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Remembers a definition's fingerprint, or answers with the one that was remembered before.
+    async fn register(&self, definition: &DefinitionId, fingerprint: &str) -> Result<String, StoreError>;
+
+    /// A worker begins, with a lease of this length; it can run these definitions.
+    async fn join(&self, worker: WorkerId, lease: Duration, definitions: &[DefinitionId]) -> Result<(), StoreError>;
+
+    /// The worker lives: its lease begins anew. `false` when it had lapsed before; then it never comes back.
+    async fn beat(&self, worker: WorkerId, lease: Duration) -> Result<bool, StoreError>;
+
+    /// The worker is done. What it still owns lapses.
+    async fn leave(&self, worker: WorkerId) -> Result<(), StoreError>;
+
+    /// Forgets workers whose lease lapsed and makes due what they owned, at most `limit` sagas at a time. Answers how many there were.
+    async fn sweep(&self, limit: usize) -> Result<usize, StoreError>;
+
+    /// Starts sagas. Answers one by one, in the batch's order.
+    async fn start(&self, batch: &[Start]) -> Result<Vec<Started>, StoreError>;
+
+    /// Appends to journals, as the owner `worker`. Answers one by one, in the batch's order; a saga occurs once in a batch.
+    async fn append(&self, worker: WorkerId, batch: &[Append]) -> Result<Vec<Appended>, StoreError>;
+
+    /// Takes up to `limit` unowned sagas of these definitions that are due or have unread mail, those first that have been due longest, and reads them.
+    async fn claim(
+        &self,
+        worker: WorkerId,
+        definitions: &[DefinitionId],
+        limit: usize,
+    ) -> Result<Vec<Record>, StoreError>;
+
+    /// Gives back what `worker` owns without knowing it (the answer to a claim or a start was lost): all but `known`, due at once, with
+    /// no lapse counted. Answers how many there were.
+    async fn disown(&self, worker: WorkerId, known: &[SagaId]) -> Result<usize, StoreError>;
+
+    /// Puts messages into mailboxes. Answers one by one, in the batch's order.
+    async fn post(&self, batch: &[Mail]) -> Result<Vec<Posted>, StoreError>;
+
+    /// Unread messages to sagas that `worker` owns, in the order of their arrival, at most `limit`.
+    async fn mail(&self, worker: WorkerId, limit: usize) -> Result<Vec<Mail>, StoreError>;
+
+    /// The saga of that name and key.
+    async fn find(&self, name: &str, key: &str) -> Result<Option<SagaId>, StoreError>;
+
+    /// Where these sagas stand; `None` for those that do not exist.
+    async fn statuses(&self, sagas: &[SagaId]) -> Result<Vec<Option<Status>>, StoreError>;
+
+    /// One saga with its journal, as last committed.
+    async fn read(&self, saga: SagaId) -> Result<Option<Record>, StoreError>;
+
+    /// Definitions with due sagas that no living worker has registered.
+    async fn unclaimable(&self) -> Result<Vec<DefinitionId>, StoreError>;
+
+    /// Tells all processes on this store. Does not wait, and may be coalesced.
+    fn hint(&self, hint: Hint);
+
+    /// Hints of all processes on this store, this one included.
+    fn hints(&self) -> broadcast::Receiver<Hint>;
+}

@@ -1,0 +1,60 @@
+//! Sees to it that a private server does not outlive this process.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::Pid;
+
+use super::StartError;
+
+const SCRIPT: &str = include_str!("keeper.sh");
+
+/// A small shell that waits for this process to end, then stops the server and removes its directory.
+///
+/// Why a pipe and not `PR_SET_PDEATHSIG`: that signal comes when the *thread* that spawned the server ends, and
+/// under `#[tokio::test]` threads come and go with each test. A pipe lasts as long as the process, on every Unix,
+/// and leaves someone alive to remove the directory.
+///
+/// Why a process group of its own: Ctrl-C in a terminal goes to the whole foreground group. The tests should die
+/// of it; the server should be shut down in order, by the keeper.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    /// Holds the write end of the pipe. Rust opens it close-on-exec, so no other child keeps it open; and a child
+    /// that was forked but has not yet called exec still holds it, so the keeper cannot miss a server being spawned.
+    shell: Child,
+}
+
+impl Keeper {
+    /// Starts to keep `data_dir`: once this process is gone, the server in it is stopped and, if asked, it is removed.
+    pub(super) fn watch(data_dir: &Path, remove: bool) -> Result<Self, StartError> {
+        let shell = Command::new("/bin/sh")
+            .args(["-c", "eval \"$KEEPER\"", "saga-postgres-keeper"]) // what `ps` shows
+            .arg(data_dir)
+            .arg(if remove { "remove" } else { "keep" })
+            .env("KEEPER", SCRIPT)
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()
+            .map_err(StartError::io("start /bin/sh"))?;
+        Ok(Self { shell })
+    }
+
+    /// Puts the command into the keeper's care from its first instruction on.
+    pub(super) fn adopt(&self, command: &mut Command) {
+        command.process_group(Pid::from_child(&self.shell).as_raw_nonzero().get());
+    }
+}
+
+/// Dismisses the keeper: its owner has cleaned up.
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let dismissed = self.shell.kill().and_then(|()| self.shell.wait());
+        if let Err(error) = dismissed {
+            tracing::warn!(%error, "cannot dismiss the keeper of a test server");
+        }
+    }
+}

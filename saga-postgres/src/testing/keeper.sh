@@ -1,0 +1,40 @@
+# Cleans up after a private Postgres when the process that started it is gone, however it went.
+#
+#   $1  the data directory
+#   $2  "remove" if the data directory is to be removed, else "keep"
+#
+# Standard input is a pipe. Its other end lives in the owner and in nobody else, so it ends exactly when
+# the owner does, by return, panic, Ctrl-C or SIGKILL. The server and initdb were put into this shell's
+# own process group when they were spawned: group 0 below is "they and I", and nobody else.
+
+data_dir=$1
+trap '' HUP INT QUIT TERM
+
+while read -r _; do :; done
+
+# Waits until the server has taken its lock file away, at most $1 tenths of a second.
+settle() {
+    tenths=$1
+    while [ -e "$data_dir/postmaster.pid" ] && [ "$tenths" -gt 0 ]; do
+        sleep 0.1
+        tenths=$((tenths - 1))
+    done
+}
+
+kill -INT 0     # the server: fast shutdown; initdb: undo and end
+sleep 0.2       # a server that was just starting may not have its lock file yet
+settle 100
+kill -QUIT 0    # the server: immediate shutdown
+settle 50
+
+if [ "$2" = remove ]; then
+    tries=50
+    until rm -rf "$data_dir" || [ "$tries" -eq 0 ]; do
+        sleep 0.1
+        tries=$((tries - 1))
+    done
+else
+    sleep 1     # an initdb that undoes its work holds no lock file to wait for
+fi
+
+kill -KILL 0    # whatever is left of the group, this shell included
