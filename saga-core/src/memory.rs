@@ -213,17 +213,22 @@ impl Store for MemoryStore {
         Ok(claimed.collect())
     }
 
-    async fn disown(&self, worker: WorkerId, known: &[SagaId]) -> Result<usize, StoreError> {
-        let known: HashSet<&SagaId> = known.iter().collect();
-        let mut disowned = 0;
-        for (saga, row) in &mut self.lock().sagas {
-            if row.owner == Some(worker) && !known.contains(saga) {
+    async fn owned(&self, worker: WorkerId) -> Result<Vec<SagaId>, StoreError> {
+        let inner = self.lock();
+        Ok(inner.sagas.iter().filter(|(_, row)| row.owner == Some(worker)).map(|(saga, _)| *saga).collect())
+    }
+
+    async fn disown(&self, worker: WorkerId, sagas: &[SagaId]) -> Result<(), StoreError> {
+        let mut inner = self.lock();
+        for saga in sagas {
+            if let Some(row) = inner.sagas.get_mut(saga)
+                && row.owner == Some(worker)
+            {
                 row.free(Some(Instant::now()));
                 row.record.epoch += 1;
-                disowned += 1;
             }
         }
-        Ok(disowned)
+        Ok(())
     }
 
     async fn post(&self, batch: &[Mail]) -> Result<Vec<Posted>, StoreError> {

@@ -214,9 +214,12 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<Record>, StoreError>;
 
-    /// Gives back what `worker` owns without knowing it (the answer to a claim or a start was lost): all but `known`, due at once, with
-    /// no lapse counted. Answers how many there were.
-    async fn disown(&self, worker: WorkerId, known: &[SagaId]) -> Result<usize, StoreError>;
+    /// The sagas that `worker` owns.
+    async fn owned(&self, worker: WorkerId) -> Result<Vec<SagaId>, StoreError>;
+
+    /// Gives back those of these sagas that `worker` owns: due at once, with no lapse counted. It does not know of them, because the answer to a claim
+    /// or a start was lost.
+    async fn disown(&self, worker: WorkerId, sagas: &[SagaId]) -> Result<(), StoreError>;
 
     /// Puts messages into mailboxes. Answers one by one, in the batch's order.
     async fn post(&self, batch: &[Mail]) -> Result<Vec<Posted>, StoreError>;

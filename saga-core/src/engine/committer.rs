@@ -166,8 +166,9 @@ async fn write_until_answered<W: Write>(
     to: &W,
 ) -> Vec<Result<W::Answer, StoreError>> {
     let mut answers: Vec<Option<Result<W::Answer, StoreError>>> = vec![None; entries.len()];
-    let mut parts = Vec::from([0..entries.len()]);
-    while let Some(part) = parts.pop() {
+    let mut parts = vec![];
+    let mut next = Some(0..entries.len());
+    while let Some(part) = next.take().or_else(|| parts.pop()) {
         loop {
             match to.write(&entries[part.clone()]).await {
                 Ok(written) => {

@@ -25,7 +25,7 @@ use outcomes::Outcomes;
 use sagas::Ended;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::{
@@ -201,12 +201,20 @@ impl Shared {
         *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = lease;
     }
 
-    fn in_memory(&self) -> Vec<SagaId> {
-        self.in_memory.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    fn in_memory(&self) -> MutexGuard<'_, HashMap<SagaId, mpsc::UnboundedSender<Mail>>> {
+        self.in_memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_in_memory(&self, saga: SagaId) -> bool {
+        self.in_memory().contains_key(&saga)
+    }
+
+    fn has_sagas_in_memory(&self) -> bool {
+        !self.in_memory().is_empty()
     }
 
     fn deliver(&self, mail: Mail) {
-        if let Some(mailbox) = self.in_memory.lock().unwrap_or_else(PoisonError::into_inner).get(&mail.saga) {
+        if let Some(mailbox) = self.in_memory().get(&mail.saga) {
             // A saga that just left memory is claimed again because of its mail.
             let _ = mailbox.send(mail);
         }
@@ -280,13 +288,13 @@ pub(crate) struct Place {
 impl Place {
     fn take(shared: &Arc<Shared>, saga: SagaId, slot: OwnedSemaphorePermit) -> (Self, mpsc::UnboundedReceiver<Mail>) {
         let (sender, mailbox) = mpsc::unbounded_channel();
-        shared.in_memory.lock().unwrap_or_else(PoisonError::into_inner).insert(saga, sender);
+        shared.in_memory().insert(saga, sender);
         (Self { shared: shared.clone(), saga, _slot: slot }, mailbox)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.in_memory.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.saga);
+        self.shared.in_memory().remove(&self.saga);
     }
 }

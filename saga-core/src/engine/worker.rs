@@ -140,18 +140,28 @@ fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphore
 }
 
 /// Gives back what the store says is owned here and is not in memory: the answer to a claim or a start was lost.
+///
+/// What is in memory is looked at *after* the store was asked, since a saga enters memory before its start is sent. No claim
+/// is under way meanwhile.
 async fn give_back(shared: &Shared, lease: &Lease) {
-    match shared.store.disown(lease.worker(), &shared.in_memory()).await {
-        Ok(0) => {}
-        Ok(sagas) => tracing::info!(sagas, "gave back sagas whose claim had not been answered"),
-        Err(error) => tracing::warn!(%error, "cannot give back"),
+    let unknown = async {
+        let mut owned = shared.store.owned(lease.worker()).await?;
+        owned.retain(|saga| !shared.is_in_memory(*saga));
+        if !owned.is_empty() {
+            tracing::info!(sagas = owned.len(), "giving back sagas whose claim had not been answered");
+            shared.store.disown(lease.worker(), &owned).await?;
+        }
+        Ok::<_, StoreError>(())
+    };
+    if let Err(error) = unknown.await {
+        tracing::warn!(%error, "cannot give back");
     }
 }
 
 /// Brings mail to the sagas in memory. What is for others is found by whoever claims them.
 pub(crate) async fn bring_mail(shared: Arc<Shared>) {
     loop {
-        if !shared.in_memory().is_empty() {
+        if shared.has_sagas_in_memory() {
             match shared.store.mail(shared.lease().worker(), MAIL_AT_A_TIME).await {
                 Ok(mail) => mail.into_iter().for_each(|mail| shared.deliver(mail)),
                 Err(error) => tracing::warn!(%error, "cannot fetch mail"),

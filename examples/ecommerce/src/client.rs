@@ -1,0 +1,57 @@
+//! How the saga calls a participant, and what the answers mean.
+
+use reqwest::{Client, RequestBuilder, StatusCode};
+use saga_core::{Class, OrClass, StepError};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+pub struct Participant {
+    http: Client,
+    url: String,
+}
+
+impl Participant {
+    pub fn at(url: impl Into<String>) -> Self {
+        Self { http: Client::new(), url: url.into() }
+    }
+
+    /// A command, and the answer to it.
+    pub async fn command<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        key: &str,
+        body: &impl Serialize,
+    ) -> Result<T, StepError> {
+        answer(self.post(path, key).json(body)).await
+    }
+
+    /// The undo of the command that was, or will be, sent with this key.
+    pub async fn undo(&self, path: &str, key: &str) -> Result<(), StepError> {
+        answer(self.post(path, key)).await
+    }
+
+    fn post(&self, path: &str, key: &str) -> RequestBuilder {
+        self.http.post(format!("{}{path}", self.url)).header("Idempotency-Key", key)
+    }
+}
+
+/// Time is not limited here: each step has its timeout.
+async fn answer<T: DeserializeOwned>(request: RequestBuilder) -> Result<T, StepError> {
+    // Who could not be reached did nothing. Any other error, and it may have happened.
+    let response =
+        request.send().await.classify(|error| if error.is_connect() { Class::Retry } else { Class::Unknown })?;
+    match response.status() {
+        status if status.is_success() => Ok(response.json().await?),
+        StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY => {
+            Err(StepError::fail(response.json::<Problem>().await?.detail))
+        }
+        status @ (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) => {
+            Err(StepError::retry(status.to_string()))
+        }
+        status => Err(StepError::unknown(format!("{status}: {}", response.text().await?))),
+    }
+}
+
+#[derive(Deserialize)]
+struct Problem {
+    detail: String,
+}

@@ -1,0 +1,72 @@
+//! A service as a process of its own: this very program, called as `ecommerce service <name>`.
+
+use crate::Result;
+use std::{
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+    time::timeout,
+};
+
+pub struct Process {
+    pub name: &'static str,
+    pub url: String,
+    pub database: String,
+    peers: Vec<String>,
+    child: Child,
+}
+
+impl Process {
+    /// Starts a service and waits until it listens: on this port, or on any free one if it is 0. It knows others by their URLs.
+    pub async fn start(name: &'static str, port: u16, database: String, peers: &[(&str, &str)]) -> Result<Self> {
+        let peers = peers.iter().map(|(name, url)| format!("--{name}={url}")).collect();
+        let (child, url) = spawn(name, &format!("127.0.0.1:{port}"), &database, &peers).await?;
+        Ok(Self { name, url, database, peers, child })
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id().unwrap_or_default()
+    }
+
+    /// `kill -9`: it has no chance to say or do anything.
+    pub async fn kill(&mut self) -> Result<()> {
+        Ok(self.child.kill().await?)
+    }
+
+    /// Starts it again, where it was.
+    pub async fn start_again(&mut self) -> Result<()> {
+        let listen = self.url.trim_start_matches("http://");
+        (self.child, self.url) = spawn(self.name, listen, &self.database, &self.peers).await?;
+        Ok(())
+    }
+
+    pub async fn ended(&mut self) -> Result<ExitStatus> {
+        Ok(self.child.wait().await?)
+    }
+
+    /// Asks it to stop, and sees to it.
+    pub async fn stop(mut self) -> Result<()> {
+        drop(self.child.stdin.take());
+        if timeout(Duration::from_secs(10), self.child.wait()).await.is_err() {
+            self.kill().await?;
+        }
+        Ok(())
+    }
+}
+
+async fn spawn(name: &str, listen: &str, database: &str, peers: &Vec<String>) -> Result<(Child, String)> {
+    let mut child = Command::new(std::env::current_exe()?)
+        .args(["service", name, "--listen", listen, "--until-stdin-closes"])
+        .args(peers)
+        .env("DATABASE_URL", database)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let stdout = child.stdout.take().ok_or("a child without stdout")?;
+    let url = timeout(Duration::from_secs(30), BufReader::new(stdout).lines().next_line()).await??;
+    Ok((child, url.ok_or(format!("the service {name} did not start"))?))
+}

@@ -1,0 +1,89 @@
+//! The order saga.
+
+use crate::{client::Participant, delivery, inventory, order, payment};
+use saga_core::{CompensationCx, Cx, Out, Retry, Saga, SagaBuilder, StepError};
+use serde::{Deserialize, Serialize};
+use sqlx::PgPool;
+use std::{num::NonZeroU32, time::Duration};
+
+/// What a customer asks for. The price is not among it: that is ours.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlaceOrder {
+    pub user_id: i64,
+    pub product_id: i64,
+    pub quantity: NonZeroU32,
+}
+
+/// What the steps work with.
+pub struct Shop {
+    pub orders: PgPool,
+    pub inventory: Participant,
+    pub payment: Participant,
+    pub delivery: Participant,
+}
+
+pub struct OrderSaga;
+
+impl Saga for OrderSaga {
+    const NAME: &'static str = "order";
+    const VERSION: u32 = 1;
+    type Input = PlaceOrder;
+    type Output = ();
+    type Deps = Shop;
+
+    fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, ()> {
+        let patiently = Retry::exponential(Duration::from_millis(200)).longest(Duration::from_secs(5));
+        let for_minutes = patiently.clone().elapsed(Duration::from_secs(120));
+
+        let total = saga.compensatable("place-order").run(place_order).compensate(cancel_order);
+        saga.compensatable("reserve-stock")
+            .timeout(Duration::from_secs(5))
+            .run(reserve_stock)
+            .compensate(release_stock);
+        saga.pivot("charge-payment")
+            .reads(total)
+            .retry(for_minutes)
+            .timeout(Duration::from_secs(5))
+            .run(charge_payment);
+        saga.retriable("start-delivery").retry(patiently.clone().forever()).run(start_delivery);
+        saga.retriable("confirm-order").retry(patiently.forever()).run(confirm_order)
+    }
+}
+
+/// The order stands since this saga does: one transaction wrote both. From here on it is cancelled if the saga turns back.
+async fn place_order(shop: Cx<Shop>, _: PlaceOrder) -> Result<i64, StepError> {
+    Ok(order::total(&shop.orders, shop.saga_id()).await?)
+}
+
+async fn cancel_order(shop: CompensationCx<Shop>, _: PlaceOrder, _: Option<i64>) -> Result<(), StepError> {
+    Ok(order::change(&shop.orders, shop.saga_id(), "CANCELLED").await?)
+}
+
+async fn reserve_stock(shop: Cx<Shop>, order: PlaceOrder) -> Result<inventory::Reserved, StepError> {
+    let PlaceOrder { product_id, quantity, .. } = order;
+    let wanted = inventory::Reserve { order_id: shop.saga_id().as_uuid(), product_id, quantity };
+    shop.inventory.command("/reservations", shop.idempotency_key(), &wanted).await
+}
+
+async fn release_stock(
+    shop: CompensationCx<Shop>,
+    _: PlaceOrder,
+    _: Option<inventory::Reserved>,
+) -> Result<(), StepError> {
+    shop.inventory.undo("/reservations/release", shop.forward_key()).await
+}
+
+async fn charge_payment(shop: Cx<Shop>, order: PlaceOrder, total: i64) -> Result<payment::Charged, StepError> {
+    let due = payment::Charge { order_id: shop.saga_id().as_uuid(), user_id: order.user_id, amount: total };
+    shop.payment.command("/payments", shop.idempotency_key(), &due).await
+}
+
+async fn start_delivery(shop: Cx<Shop>, order: PlaceOrder) -> Result<delivery::Started, StepError> {
+    let parcel = delivery::Start { order_id: shop.saga_id().as_uuid(), user_id: order.user_id };
+    shop.delivery.command("/deliveries", shop.idempotency_key(), &parcel).await
+}
+
+async fn confirm_order(shop: Cx<Shop>, _: PlaceOrder) -> Result<(), StepError> {
+    Ok(order::change(&shop.orders, shop.saga_id(), "CONFIRMED").await?)
+}

@@ -1,0 +1,57 @@
+//! The shop, open until it is told to close.
+
+use crate::{Result, databases::Databases, process::Process, service::told_to_stop};
+use tokio::{sync::watch, task::JoinSet};
+
+pub async fn serve(port_base: u16) -> Result<()> {
+    let port = |offset| if port_base == 0 { 0 } else { port_base + offset };
+    let mut postgres = Databases::start("ecommerce").await?;
+    let inventory = Process::start("inventory", port(4), postgres.of("inventory").await?, &[]).await?;
+    let payment = Process::start("payment", port(5), postgres.of("payment").await?, &[]).await?;
+    let delivery = Process::start("delivery", port(6), postgres.of("delivery").await?, &[]).await?;
+    let others = [("inventory", &*inventory.url), ("payment", &payment.url), ("delivery", &delivery.url)];
+    let order = Process::start("order", port(2), postgres.of("order").await?, &others).await?;
+
+    println!("{}\n", postgres.in_use());
+    for service in [&order, &inventory, &payment, &delivery] {
+        println!("{:<10} {}  process {:<8} {}", service.name, service.url, service.id(), service.database);
+    }
+    println!(
+        "\nTry it, and kill -9 a process while you do: it is started again.\n\
+         curl {0}/orders --json '{{\"userId\":1,\"productId\":1,\"quantity\":1}}'\n\
+         curl {0}/orders?userId=1\n\
+         curl {1}/inventory/1\n\
+         Ctrl-C closes the shop.",
+        order.url, inventory.url
+    );
+
+    let (closing, closed) = watch::channel(());
+    let mut kept = JoinSet::new();
+    for service in [order, inventory, payment, delivery] {
+        kept.spawn(keep(service, closed.clone()));
+    }
+    tokio::select! {
+        () = told_to_stop() => {}
+        Some(failed) = kept.join_next() => failed??,
+    }
+    closing.send_replace(());
+    while let Some(stopped) = kept.join_next().await {
+        stopped??;
+    }
+    postgres.stop().await;
+    Ok(())
+}
+
+/// Starts a service again when it ends, until the shop closes.
+async fn keep(mut service: Process, mut closed: watch::Receiver<()>) -> Result<()> {
+    loop {
+        tokio::select! {
+            _ = closed.changed() => return service.stop().await,
+            ended = service.ended() => {
+                println!("{} ended ({})", service.name, ended?);
+                service.start_again().await?;
+                println!("{} is back, as process {}", service.name, service.id());
+            }
+        }
+    }
+}

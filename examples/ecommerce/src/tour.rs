@@ -1,0 +1,146 @@
+//! The tour: three orders with three fates, then the books.
+
+use crate::{Result, books, databases::Databases, order::Participants, process::Process, wire::Wire};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use tokio::time::sleep;
+use uuid::Uuid;
+
+pub async fn tour() -> Result<()> {
+    let run = Uuid::new_v4().simple().to_string();
+    let mut postgres = Databases::start(format!("ecommerce_tour_{}", &run[..8])).await?;
+    let told = tell(&mut postgres).await;
+    postgres.drop().await?;
+    postgres.stop().await;
+    told
+}
+
+async fn tell(postgres: &mut Databases) -> Result<()> {
+    headline("The shop opens");
+    let inventory = Process::start("inventory", 0, postgres.of("inventory").await?, &[]).await?;
+    let payment = Process::start("payment", 0, postgres.of("payment").await?, &[]).await?;
+    let delivery = Process::start("delivery", 0, postgres.of("delivery").await?, &[]).await?;
+    let wire = Wire::to(&payment.url).await?;
+    let others = [("inventory", &*inventory.url), ("payment", &wire.url), ("delivery", &delivery.url)];
+    let mut order = Process::start("order", 0, postgres.of("order").await?, &others).await?;
+    println!("   {}", postgres.in_use());
+    for service in [&order, &inventory, &payment, &delivery] {
+        println!("   {:<10} {}  process {:<8} a database of its own", service.name, service.url, service.id());
+    }
+    let shop = Shop { order: order.url.clone(), inventory: inventory.url.clone(), payment: payment.url.clone() };
+
+    headline("1. A completed order");
+    let first = shop.order(1, 1).await?;
+    let ended = shop.ended(&first).await?;
+    check(ended["state"] == "CONFIRMED", "the order is CONFIRMED")?;
+    check(ended["total"] == 3_500_000, "its total is the shop's price, 3500000")?;
+    check(shop.stock().await? == 4, "stock: 5 -> 4")?;
+    check(shop.balance(1).await? == 16_500_000, "balance of user 1: 20000000 -> 16500000")?;
+
+    headline("2. A declined payment, rolled back");
+    let second = shop.order(2, 1).await?;
+    let ended = shop.ended(&second).await?;
+    check(ended["state"] == "CANCELLED", "the order is CANCELLED")?;
+    check(ended["reason"] == "payment declined", "because: payment declined")?;
+    check(shop.stock().await? == 4, "stock: 4, what had been reserved is back")?;
+    check(shop.balance(2).await? == 1_000_000, "balance of user 2: 1000000, nothing was taken")?;
+
+    headline("3. An order whose process is killed half-way");
+    wire.hold_answers();
+    println!("   from now on the payment service's answers are held up on the wire");
+    let third = shop.order(1, 2).await?;
+    while shop.balance(1).await? != 9_500_000 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let killed = order.id();
+    order.kill().await?;
+    println!("   kill -9 {killed}: the order service is gone, in the middle of this order");
+    check(shop.stock().await? == 2, "stock: 4 -> 2, reserved")?;
+    check(shop.balance(1).await? == 9_500_000, "balance of user 1: 16500000 -> 9500000, charged")?;
+    check(shop.look_up(&third).await.is_err(), "and nobody there who knows of it")?;
+    wire.release();
+    let again = Instant::now();
+    order.start_again().await?;
+    println!("   the order service is started again, as process {}", order.id());
+    check(shop.look_up(&third).await?["state"] == "PENDING", "the order is PENDING")?;
+    let ended = shop.ended(&third).await?;
+    check(
+        ended["state"] == "CONFIRMED",
+        &format!("the order is CONFIRMED, {:.1?} after the restart", again.elapsed()),
+    )?;
+    check(shop.stock().await? == 2, "stock: 2, reserved once")?;
+    check(shop.balance(1).await? == 9_500_000, "balance of user 1: 9500000, charged once")?;
+
+    headline("The books");
+    let others =
+        Participants { inventory: inventory.url.clone(), payment: payment.url.clone(), delivery: delivery.url.clone() };
+    books::close(&order.url, &others).await?;
+    println!("\n   They balance: nothing was lost, nothing was done twice.");
+    for service in [order, inventory, payment, delivery] {
+        service.stop().await?;
+    }
+    Ok(())
+}
+
+/// The shop as its customers see it.
+struct Shop {
+    order: String,
+    inventory: String,
+    payment: String,
+}
+
+impl Shop {
+    /// Orders product 1; returns the order's id.
+    async fn order(&self, user: u32, quantity: u32) -> Result<String> {
+        let wanted = json!({ "userId": user, "productId": 1, "quantity": quantity });
+        println!("   POST /orders {wanted}");
+        let answer = reqwest::Client::new().post(format!("{}/orders", self.order)).json(&wanted).send().await?;
+        println!("   {}", answer.status());
+        let order: Value = answer.error_for_status()?.json().await?;
+        Ok(order["id"].as_str().ok_or("an order without an id")?.to_owned())
+    }
+
+    async fn look_up(&self, order: &str) -> Result<Value> {
+        get(&format!("{}/orders/{order}", self.order)).await
+    }
+
+    /// Waits for the end of an order, and tells its saga's history.
+    async fn ended(&self, order: &str) -> Result<Value> {
+        let patience = Instant::now() + Duration::from_secs(60);
+        loop {
+            let ended = self.look_up(order).await?;
+            if ended["state"] != "PENDING" {
+                let history = reqwest::get(format!("{}/orders/{order}/history", self.order)).await?.text().await?;
+                history.lines().for_each(|line| println!("      {line}"));
+                return Ok(ended);
+            }
+            if Instant::now() > patience {
+                return Err(format!("order {order} has not ended").into());
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn stock(&self) -> Result<i64> {
+        let stock = get(&format!("{}/inventory/1", self.inventory)).await?;
+        Ok(stock["quantity"].as_i64().ok_or("a stock without a quantity")?)
+    }
+
+    async fn balance(&self, user: u32) -> Result<i64> {
+        let account = get(&format!("{}/accounts/{user}", self.payment)).await?;
+        Ok(account["balance"].as_i64().ok_or("an account without a balance")?)
+    }
+}
+
+async fn get(url: &str) -> Result<Value> {
+    Ok(reqwest::get(url).await?.error_for_status()?.json().await?)
+}
+
+fn headline(text: &str) {
+    println!("\n{text}\n");
+}
+
+fn check(holds: bool, what: &str) -> Result<()> {
+    println!(" {} {what}", if holds { '✓' } else { '✗' });
+    if holds { Ok(()) } else { Err(format!("this does not hold: {what}").into()) }
+}

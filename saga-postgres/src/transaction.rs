@@ -1,0 +1,69 @@
+use crate::PgStore;
+use async_trait::async_trait;
+use saga_core::{
+    Error, Saga, SagaId, Sagas, Started,
+    store::{Posted, StoreError},
+};
+use sqlx::PgConnection;
+
+/// Starts and cancels sagas inside the user's own transaction: the saga stands, or the request does, if and only if that transaction commits.
+///
+/// ```no_run
+/// use saga_core::{Saga, Sagas};
+/// use saga_postgres::{InTransaction, PgStore};
+/// # async fn place<Order: Saga<Input = u32>>(pool: sqlx::PgPool, store: PgStore, orders: Sagas<Order>) -> Result<(), Box<dyn std::error::Error>> {
+/// let mut tx = pool.begin().await?;
+/// sqlx::query("INSERT INTO orders (id) VALUES (4711)").execute(&mut *tx).await?;
+/// orders.submit_in(&store, &mut tx, "order-4711", 4711).await?;
+/// tx.commit().await?;
+/// store.wake(); // optional: otherwise the saga begins at the next poll
+/// # Ok(()) }
+/// ```
+#[async_trait]
+pub trait InTransaction<S: Saga> {
+    /// [`Sagas::submit`], in a transaction. Its `outcome` is to be waited for after the commit.
+    ///
+    /// While the transaction is open, others who start a saga with the same key wait for it, for half a second at most.
+    ///
+    /// # Errors
+    /// As [`Sagas::submit`]. [`StoreError::Contention`] (a deadlock, a serialization failure, a lock timeout): run the whole transaction again. After any error of the
+    /// database the transaction is lost, as always in Postgres.
+    async fn submit_in(
+        &self,
+        store: &PgStore,
+        tx: &mut PgConnection,
+        key: &str,
+        input: S::Input,
+    ) -> Result<Started<S>, Error>;
+
+    /// [`Sagas::cancel`], in a transaction. It holds up nobody, however long the transaction stays open.
+    ///
+    /// # Errors
+    /// As [`Sagas::cancel`].
+    async fn cancel_in(&self, store: &PgStore, tx: &mut PgConnection, saga: SagaId, reason: &str) -> Result<(), Error>;
+}
+
+#[async_trait]
+impl<S: Saga> InTransaction<S> for Sagas<S> {
+    async fn submit_in(
+        &self,
+        store: &PgStore,
+        tx: &mut PgConnection,
+        key: &str,
+        input: S::Input,
+    ) -> Result<Started<S>, Error> {
+        let start = self.to_start(key, &input)?;
+        let mut answers = store.start_on(tx, std::slice::from_ref(&start)).await?;
+        let answer = answers.pop().ok_or_else(|| StoreError::Unavailable("the store gave no answer".into()))?;
+        self.has_started(&start, answer)
+    }
+
+    async fn cancel_in(&self, store: &PgStore, tx: &mut PgConnection, saga: SagaId, reason: &str) -> Result<(), Error> {
+        let mail = self.to_cancel(saga, reason)?;
+        match store.post_on(tx, &[mail]).await?.first() {
+            Some(Posted::Accepted) => Ok(()),
+            Some(Posted::Ended) => Err(Error::Ended(saga)),
+            _ => Err(Error::NoSuchSaga(saga)),
+        }
+    }
+}
