@@ -8,6 +8,8 @@ pub mod machine;
 mod memory;
 mod retry;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use definition::{BuildError, CompensationCx, Cx, Definition, Out, Saga, SagaBuilder};
 pub use encoded::{CodecError, Encoded, Payload};

@@ -120,7 +120,8 @@ impl Drive {
                 let answer = shared.committer.append(&lease, append.clone());
                 writing = Some((append, answer));
             }
-            let timer = self.timer();
+            // While an append is under way nothing can start: its answer is what to wait for.
+            let timer = if writing.is_none() { self.timer() } else { None };
             tokio::select! {
                 biased;
                 answer = answer_of(&mut writing), if writing.is_some() => {

@@ -113,6 +113,13 @@ impl EngineBuilder {
         Ok(self)
     }
 
+    #[cfg(feature = "testing")]
+    pub(crate) fn register_process<S: Saga>(mut self, process: Arc<dyn Process>) -> Self {
+        self.fingerprints.push((S::NAME, S::VERSION, process.graph().fingerprint()));
+        self.processes.insert(DefinitionId { name: S::NAME.into(), version: S::VERSION }, process);
+        self
+    }
+
     /// Changes the [`Config`].
     pub fn configure(mut self, change: impl FnOnce(&mut Config)) -> Self {
         change(&mut self.config);

@@ -102,6 +102,7 @@ impl State {
                 Step::Undoing { tries, .. } => vec![compensation_ended(graph, step, tries, outcome, clock)],
                 _ => vec![],
             },
+            Input::Lapsed { .. } | Input::Unwritable { .. } if self.status().is_final() => vec![],
             Input::Lapsed { total } if total > self.lapses => self.workers_lost(graph, total, clock),
             Input::Lapsed { .. } => vec![],
             Input::Unwritable { reason } => vec![Event::Parked { reason }],
@@ -137,9 +138,10 @@ impl State {
         let past_the_pivot =
             graph.pivot().is_some_and(|pivot| matches!(self.steps[pivot], Step::Succeeded(_) | Step::Skipped));
         let in_doubt = match (graph.node(step).kind, ended) {
-            // Under the same key, the participant's no is the last word about the pivot: there is no undo to be on the safe side with.
-            (Kind::Pivot, Ended::Refused) => false,
-            (_, Ended::Refused) => tries.in_doubt,
+            (Kind::Compensatable, Ended::Refused) => tries.in_doubt,
+            // Where there is no undo to be on the safe side with, the participant's no under the same key is the last word. It will
+            // not change under that key: only as a failure for certain can an operator's retry have a new one.
+            (_, Ended::Refused) => false,
             (_, Ended::Exhausted { in_doubt }) => in_doubt,
         };
         match graph.node(step).kind {
@@ -179,7 +181,7 @@ impl State {
                 _ => {}
             }
         }
-        if poisonous && after.parked.is_none() {
+        if poisonous && after.parked.is_none() && !after.status().is_final() {
             let reason =
                 format!("{total} workers were lost while they ran this saga, the last ones without any progress");
             push(&mut after, Event::Parked { reason });

@@ -43,6 +43,8 @@
 mod decide;
 mod event;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use decide::{Clock, Input, Outcome};
 pub use event::{Event, Millis};

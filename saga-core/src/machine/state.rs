@@ -229,6 +229,9 @@ impl State {
 
     /// Folds one event. Total: an event that does not fit the state changes nothing.
     pub fn apply(&mut self, graph: &Graph, event: &Event) {
+        if self.status().is_final() {
+            return;
+        }
         match event {
             Event::Succeeded { step, output } => self.succeed(graph, *step, output),
             Event::Retrying { step, in_doubt, since, at, .. } => {
@@ -238,12 +241,14 @@ impl State {
                 }
             }
             Event::Failed { step, in_doubt, error } => {
-                self.fail(graph, *step, *in_doubt);
-                self.turn_back(graph, Cause::Failed { step: *step, error: error.clone() });
+                if self.fail(graph, *step, *in_doubt) {
+                    self.turn_back(graph, Cause::Failed { step: *step, error: error.clone() });
+                }
             }
             Event::Stuck { step, in_doubt, error } => {
                 if let Step::Enabled(tries) = &mut self.steps[*step] {
-                    tries.in_doubt |= in_doubt;
+                    // Not `|=`: a participant's no can end the doubt about a step that has no undo.
+                    tries.in_doubt = *in_doubt;
                     tries.stuck = Some(error.clone());
                 }
             }
@@ -264,32 +269,47 @@ impl State {
                     tries.stuck = Some(error.clone());
                 }
             }
-            Event::Lapsed { total, at } => return self.lapse(graph, *total, *at),
+            Event::Lapsed { total, at } => {
+                if *total > self.lapses {
+                    self.lapse(graph, *total, *at);
+                }
+                return;
+            }
             Event::Parked { reason } => {
                 self.parked = Some(reason.clone());
+                self.doubt_what_is_enabled();
                 return;
             }
             Event::CancelRequested { reason } => {
                 self.turn_back(graph, Cause::Cancelled { reason: reason.clone() });
             }
             Event::Resumed { .. } => self.resume(),
-            Event::Skipped { step, .. } => {
-                self.steps[*step] = Step::Skipped;
-                self.enable(graph);
-            }
+            Event::Skipped { step, .. } => self.leave_out(graph, *step),
             Event::Refused { .. } => return,
         }
         self.lapses_without_progress = 0;
     }
 
+    /// An attempt may have been under way, or have ended without a trace in the journal. Not of what is stuck: that waits for a person.
+    fn doubt_what_is_enabled(&mut self) {
+        for step in &mut self.steps {
+            if let Step::Enabled(tries) = step
+                && tries.stuck.is_none()
+            {
+                tries.in_doubt = true;
+            }
+        }
+    }
+
     /// Whatever was enabled may have started, and may have happened.
     fn lapse(&mut self, graph: &Graph, total: u32, at: Millis) {
-        self.lapses_without_progress += total.saturating_sub(self.lapses);
+        self.lapses_without_progress += total - self.lapses;
         self.lapses = total;
         for i in 0..self.steps.len() {
             let enabled = !matches!(self.steps[i], Step::Undoing { .. }) || self.nothing_left_after(graph, i);
             if let Step::Enabled(tries) | Step::Undoing { tries, .. } = &mut self.steps[i]
                 && enabled
+                && tries.stuck.is_none()
             {
                 tries.again(tries.since.unwrap_or(at), at);
                 tries.in_doubt = true;
@@ -306,29 +326,47 @@ impl State {
             (Course::Backward(_), _) => Step::Void,
             _ => Step::Succeeded(output.clone()),
         };
+        self.pass(graph, step);
+    }
+
+    fn leave_out(&mut self, graph: &Graph, step: StepIndex) {
+        if self.tries(step).is_some_and(|tries| tries.stuck.is_some()) {
+            self.steps[step] = Step::Skipped;
+            self.pass(graph, step);
+        }
+    }
+
+    /// What depends on the step may go on. With the pivot, whatever the saga halted for comes too late.
+    fn pass(&mut self, graph: &Graph, step: StepIndex) {
         if graph.pivot() == Some(step)
             && let Course::Halting(cause) = std::mem::replace(&mut self.course, Course::Forward)
         {
-            self.too_late(cause);
+            self.too_late(&cause);
         }
         self.enable(graph);
     }
 
-    /// The pivot succeeded although there was a reason to turn back. What failed beside it can now only go forward.
-    fn too_late(&mut self, cause: Cause) {
-        if let Cause::Failed { step, error } = cause {
-            self.steps[step] = Step::Enabled(Tries { stuck: Some(error), ..Tries::default() });
+    /// The pivot was passed although there was a reason to turn back. All that failed beside it can now only go forward.
+    fn too_late(&mut self, cause: &Cause) {
+        for (i, step) in self.steps.iter_mut().enumerate().filter(|(_, step)| **step == Step::Void) {
+            let error = match cause {
+                Cause::Failed { step, error } if *step == i => error.clone(),
+                _ => "it failed beside the pivot, which was passed since".into(),
+            };
+            *step = Step::Enabled(Tries { stuck: Some(error), ..Tries::default() });
         }
     }
 
-    fn fail(&mut self, graph: &Graph, step: StepIndex, in_doubt: bool) {
-        let Step::Enabled(tries) = &self.steps[step] else { return };
+    /// Whether there was anything to fail.
+    fn fail(&mut self, graph: &Graph, step: StepIndex, in_doubt: bool) -> bool {
+        let Step::Enabled(tries) = &self.steps[step] else { return false };
         self.steps[step] = match graph.node(step).kind {
             Kind::Compensatable if in_doubt || tries.in_doubt => {
                 Step::Undoing { output: None, tries: Tries::default() }
             }
             _ => Step::Void,
         };
+        true
     }
 
     /// Turns back now, or as soon as the pivot has an outcome, or not at all.

@@ -1,0 +1,1 @@
+//! Checks implementations of [`Store`](crate::store::Store).
