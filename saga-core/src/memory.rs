@@ -63,6 +63,12 @@ impl Inner {
     }
 }
 
+/// A time from now; what lies beyond all clocks comes in a century.
+fn after(duration: Duration) -> Instant {
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    Instant::now() + duration.min(CENTURY)
+}
+
 impl Row {
     fn free(&mut self, due: Option<Instant>) {
         self.owner = None;
@@ -85,7 +91,7 @@ impl Row {
         }
         self.record.status = append.status.unwrap_or(self.record.status);
         if let Then::Release { due_in } = append.then {
-            self.free(due_in.map(|due_in| Instant::now() + due_in));
+            self.free(due_in.map(after));
         }
         Appended::Written
     }
@@ -99,7 +105,7 @@ impl Store for MemoryStore {
     }
 
     async fn join(&self, worker: WorkerId, lease: Duration, definitions: &[DefinitionId]) -> Result<(), StoreError> {
-        self.lock().workers.insert(worker, (Instant::now() + lease, definitions.to_vec()));
+        self.lock().workers.insert(worker, (after(lease), definitions.to_vec()));
         Ok(())
     }
 
@@ -107,7 +113,7 @@ impl Store for MemoryStore {
         let now = Instant::now();
         Ok(match self.lock().workers.get_mut(&worker) {
             Some((until, _)) if *until > now => {
-                *until = now + lease;
+                *until = after(lease);
                 true
             }
             _ => false,
@@ -274,7 +280,9 @@ impl Store for MemoryStore {
         let due = inner.sagas.values().filter(|row| row.due.is_some_and(|due| due <= now));
         let wanted: HashSet<DefinitionId> =
             due.map(|row| DefinitionId { name: row.record.name.clone(), version: row.record.version }).collect();
-        let served = |definition: &DefinitionId| inner.workers.values().any(|(_, known)| known.contains(definition));
+        let served = |definition: &DefinitionId| {
+            inner.workers.values().any(|(until, known)| *until > now && known.contains(definition))
+        };
         Ok(wanted.into_iter().filter(|definition| !served(definition)).collect())
     }
 

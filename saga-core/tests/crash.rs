@@ -26,7 +26,9 @@ impl Saga for Order {
         });
         let receipt = saga.pivot("capture").reads(stock).run(capture);
         saga.retriable("deliver").run(apply);
-        saga.retriable("thank").reads(receipt).run(async |world: Cx<World>, _, _: String| world.apply(world.idempotency_key()));
+        saga.retriable("thank")
+            .reads(receipt)
+            .run(async |world: Cx<World>, _, _: String| world.apply(world.idempotency_key()));
         receipt
     }
 }
@@ -54,7 +56,7 @@ fn a_saga_that_keeps_its_promises_survives_everything() {
     let report = crash_everywhere::<Order>(|| 3, |world| world);
     println!("{report}");
     let Report { completed, rolled_back, parked, .. } = report;
-    assert!(completed > 100 && rolled_back > 100 && parked >= 2, "{report}");
+    assert!(completed > 60 && rolled_back > 60 && parked > 5, "{report}");
 }
 
 fn complaint<S: Saga<Input = u32, Deps = World>>() -> String {

@@ -5,7 +5,7 @@ use super::{
 };
 use crate::{
     Definition, Engine, MemoryStore, Outcome, Saga, Sagas,
-    definition::{Bound, Kind},
+    definition::{Bound, Kind, Policy},
 };
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::time::timeout;
@@ -24,7 +24,7 @@ pub struct Report {
     pub completed: usize,
     /// How many were rolled back.
     pub rolled_back: usize,
-    /// How many were parked on the way, because a step was refused after the point of no return.
+    /// How many were parked on the way, with good reason, and moved on by an operator.
     pub parked: usize,
 }
 
@@ -39,10 +39,10 @@ impl fmt::Display for Report {
 ///
 /// The points are each write to the store, each attempt of a step and each attempt of a compensation, on the way forward and on each way
 /// back (one for every step that can refuse). What goes wrong: the process dies before or after; the answer is lost, or the
-/// request; a transient error; a refusal; a panic; the same call twice; and a call that was under way in a dying process and is
+/// request, or every answer until the step gives up; a transient error; a refusal; a panic; the same call twice; and a call that was under way in a dying process and is
 /// executed only after the saga has ended. After a crash another process takes over, and the client submits again under the same key.
 ///
-/// Each time: the saga ends, and only a refusal after the pivot parks it (it then completes when an operator resumes it); when it completed, every effect is there that
+/// Each time: the saga ends, and it is parked only where the pivot is in doubt, a step after it was refused, or a step or compensation gave up that had to be done (it then ends when an operator resumes it); when it completed, every effect is there that
 /// is there in an undisturbed run; when it was rolled back, none is; and no idempotency key was ever used with two payloads.
 ///
 /// `input` makes the input, `deps` the dependencies: fakes on the given [`World`]. Everything runs in virtual time, on a thread of its own, in memory; a
@@ -83,7 +83,8 @@ pub fn crash_everywhere<S: Saga>(
     input: impl Fn() -> S::Input + Send + Sync,
     deps: impl Fn(World) -> S::Deps + Send + Sync,
 ) -> Report {
-    let kit = Kit::<S, _, _> { input, deps, saga: std::marker::PhantomData };
+    let definition = Definition::<S>::build().unwrap_or_else(|error| panic!("{error}"));
+    let kit = Kit { input, deps, definition };
     std::thread::scope(|scope| match scope.spawn(|| kit.everything()).join() {
         Ok(Ok(report)) => report,
         Ok(Err(broken)) => panic!("{broken}"),
@@ -91,10 +92,10 @@ pub fn crash_everywhere<S: Saga>(
     })
 }
 
-struct Kit<S, I, D> {
+struct Kit<S: Saga, I, D> {
     input: I,
     deps: D,
-    saga: std::marker::PhantomData<fn() -> S>,
+    definition: Definition<S>,
 }
 
 /// How a run ended.
@@ -110,11 +111,10 @@ struct Run {
 
 impl<S: Saga, I: Fn() -> S::Input, D: Fn(World) -> S::Deps> Kit<S, I, D> {
     fn everything(&self) -> Result<Report, String> {
-        let definition = Definition::<S>::build().map_err(|error| error.to_string())?;
         let plain = self.run(vec![])?;
         let mut report = Report { runs: 1, completed: 0, rolled_back: 0, parked: 0 };
         let mut broken = vec![];
-        for way in self.ways(&definition, &plain) {
+        for way in self.ways(&plain) {
             let points = self.run(way.clone())?.points;
             let from = way.last().map_or(0, |(at, _)| at + 1);
             for (at, point) in points.iter().enumerate().skip(from) {
@@ -128,7 +128,7 @@ impl<S: Saga, I: Fn() -> S::Input, D: Fn(World) -> S::Deps> Kit<S, I, D> {
                             report.completed += usize::from(run.completed);
                             report.rolled_back += usize::from(!run.completed);
                             report.parked += usize::from(run.parked);
-                            broken.extend(run.broken(&plain, may_park(&definition, &planned, &points)).map(|what| {
+                            broken.extend(run.broken(&plain, self.may_park(&planned, &points)).map(|what| {
                                 format!("after {told}:\n  {what}\n  the journal:\n{}", indented(&run.journal))
                             }));
                         }
@@ -142,15 +142,19 @@ impl<S: Saga, I: Fn() -> S::Input, D: Fn(World) -> S::Deps> Kit<S, I, D> {
         }
         let count = broken.len();
         broken.truncate(TOLD);
-        Err(format!("saga `{}` broke its promises in {count} of {} runs. The first ones:\n\n{}", S::NAME, report.runs, broken.join("\n")))
+        Err(format!(
+            "saga `{}` broke its promises in {count} of {} runs. The first ones:\n\n{}",
+            S::NAME,
+            report.runs,
+            broken.join("\n")
+        ))
     }
 
     /// The way forward, and the way back from each step that can refuse.
-    fn ways(&self, definition: &Definition<S>, plain: &Run) -> Vec<Vec<(usize, Fault)>> {
+    fn ways(&self, plain: &Run) -> Vec<Vec<(usize, Fault)>> {
+        let graph = self.definition.graph();
         let can_turn_back = |point: &Point| match point {
-            Point::Attempt(step) => {
-                definition.graph().find(step).is_some_and(|step| definition.graph().node(step).kind != Kind::Retriable)
-            }
+            Point::Attempt(step) => graph.find(step).is_some_and(|step| graph.node(step).kind != Kind::Retriable),
             _ => false,
         };
         let refusals = plain.points.iter().enumerate().filter(|(_, point)| can_turn_back(point));
@@ -169,7 +173,7 @@ impl<S: Saga, I: Fn() -> S::Input, D: Fn(World) -> S::Deps> Kit<S, I, D> {
         let (outcome, journal, id) = loop {
             let engine = self.engine(&world, &store, &faults).await?;
             let ended = tokio::select! {
-                ended = timeout(AGES, self.submit_and_wait(engine.sagas(), &mut parked)) => Some(ended),
+                ended = timeout(AGES, self.submit_and_wait(engine.sagas(), &faults, &mut parked)) => Some(ended),
                 () = faults.crash.notified() => None,
             };
             engine.kill().await;
@@ -185,10 +189,39 @@ impl<S: Saga, I: Fn() -> S::Input, D: Fn(World) -> S::Deps> Kit<S, I, D> {
             points: faults.points(),
             completed: matches!(outcome, Outcome::Completed(_)),
             parked,
-            effects: world.effects().iter().map(|effect| effect.replace(&id, "<saga>")).collect(),
+            effects: world.effects().into_iter().map(|effect| self.comparable(effect, &id)).collect(),
             two_payloads: faults.two_payloads(),
             journal,
         })
+    }
+
+    /// Whether what goes wrong leaves something in doubt, or undone, that has to be resolved by a person.
+    fn may_park(&self, planned: &[(usize, Fault)], points: &[Point]) -> bool {
+        let graph = self.definition.graph();
+        let gives_up = |policy: &Policy, fault: Fault| {
+            fault == Fault::NoAnswer || policy.retry.delay(1, Duration::ZERO, 1.0).is_none()
+        };
+        planned.iter().any(|&(at, fault)| match points.get(at) {
+            Some(Point::Attempt(step)) => graph.find(step).is_some_and(|step| {
+                let node = graph.node(step);
+                let after_the_pivot = graph.pivot().is_some_and(|pivot| graph.comes_before(pivot, step));
+                (after_the_pivot && fault == Fault::Refused)
+                    || ((after_the_pivot || node.kind == Kind::Pivot) && gives_up(&node.forward, fault))
+            }),
+            Some(Point::Compensation(step)) => {
+                graph.find(step).is_some_and(|step| gives_up(&graph.node(step).compensation, fault))
+            }
+            _ => false,
+        })
+    }
+
+    /// An effect's name without what differs from run to run: the saga's id, and the generation that an operator's retry opens.
+    fn comparable(&self, effect: String, id: &str) -> String {
+        let mut effect = effect.replace(id, "<saga>");
+        for node in self.definition.graph().nodes() {
+            effect = effect.replace(&format!("<saga>/{}/1", node.name), &format!("<saga>/{}", node.name));
+        }
+        effect
     }
 
     async fn engine(&self, world: &World, store: &MemoryStore, faults: &Arc<Faults>) -> Result<Engine, String> {
@@ -205,6 +238,7 @@ impl<S: Saga, I: Fn() -> S::Input, D: Fn(World) -> S::Deps> Kit<S, I, D> {
     async fn submit_and_wait(
         &self,
         sagas: Sagas<S>,
+        faults: &Faults,
         parked: &mut bool,
     ) -> Result<(Outcome<S::Output>, String, String), String> {
         let started = sagas.submit("the same key", (self.input)()).await.map_err(|error| error.to_string())?;
@@ -215,6 +249,7 @@ impl<S: Saga, I: Fn() -> S::Input, D: Fn(World) -> S::Deps> Kit<S, I, D> {
                     return Err(format!("it was parked twice: {why}"));
                 }
                 *parked = true;
+                faults.end_the_silence();
                 sagas.resume(started.id(), "the test kit").await.map_err(|error| error.to_string())?;
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
@@ -228,10 +263,14 @@ impl<S: Saga, I: Fn() -> S::Input, D: Fn(World) -> S::Deps> Kit<S, I, D> {
 impl Run {
     /// The promises that this run broke.
     fn broken(&self, plain: &Run, may_park: bool) -> impl Iterator<Item = String> {
-        let mut broken: Vec<String> =
-            self.two_payloads.iter().map(|keys| format!("an idempotency key was used with two payloads: {keys}")).collect();
+        let mut broken: Vec<String> = self
+            .two_payloads
+            .iter()
+            .map(|keys| format!("an idempotency key was used with two payloads: {keys}"))
+            .collect();
         if self.completed && self.effects != plain.effects {
-            broken.push(format!("it completed, but of the effects {:?} these stand: {:?}", plain.effects, self.effects));
+            broken
+                .push(format!("it completed, but of the effects {:?} these stand: {:?}", plain.effects, self.effects));
         }
         if !self.completed && !self.effects.is_empty() {
             broken.push(format!("it was rolled back, but these effects stand: {:?}", self.effects));
@@ -241,22 +280,6 @@ impl Run {
         }
         broken.into_iter()
     }
-}
-
-/// A refusal after the point of no return parks; so does a pivot that is in doubt and may not be tried again.
-fn may_park<S: Saga>(definition: &Definition<S>, planned: &[(usize, Fault)], points: &[Point]) -> bool {
-    planned.iter().any(|(at, fault)| match points.get(*at) {
-        Some(Point::Attempt(step)) => definition.graph().find(step).is_some_and(|step| {
-            let node = definition.graph().node(step);
-            let after_the_pivot = definition.graph().pivot().is_some_and(|pivot| definition.graph().comes_before(pivot, step));
-            let once_only = node.forward.retry.delay(1, Duration::ZERO, 1.0).is_none();
-            (*fault == Fault::Refused && after_the_pivot) || (once_only && (node.kind == Kind::Pivot || after_the_pivot))
-        }),
-        Some(Point::Compensation(step)) => definition.graph().find(step).is_some_and(|step| {
-            definition.graph().node(step).compensation.retry.delay(1, Duration::ZERO, 1.0).is_none()
-        }),
-        _ => false,
-    })
 }
 
 fn told(planned: &[(usize, Fault)], points: &[Point]) -> String {

@@ -4,9 +4,7 @@ use crate::{
     Encoded, MemoryStore, SagaId, WorkerId,
     definition::{Arguments, Call, Graph, Process, StepIndex},
     machine::{Outcome, Status},
-    store::{
-        Append, Appended, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError,
-    },
+    store::{Append, Appended, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError},
 };
 use async_trait::async_trait;
 use futures::future::BoxFuture;
@@ -48,6 +46,8 @@ pub(super) enum Fault {
     CrashAfter,
     /// It was done, and its answer is lost.
     LostAnswer,
+    /// It is done, and neither this answer nor those to the next attempts arrive, until the step gives up.
+    NoAnswer,
     /// It was not done, and nobody knows.
     LostRequest,
     /// It was not done, for a moment.
@@ -68,9 +68,9 @@ impl Fault {
         match point {
             Point::Write(_) => &[CrashBefore, CrashAfter, LostAnswer],
             Point::Attempt(_) => {
-                &[CrashBefore, CrashAfter, LostAnswer, LostRequest, Transient, Refused, Panic, Twice, Late]
+                &[CrashBefore, CrashAfter, LostAnswer, NoAnswer, LostRequest, Transient, Refused, Panic, Twice, Late]
             }
-            Point::Compensation(_) => &[CrashBefore, CrashAfter, LostAnswer, LostRequest, Panic, Twice],
+            Point::Compensation(_) => &[CrashBefore, CrashAfter, LostAnswer, NoAnswer, LostRequest, Panic, Twice],
         }
     }
 }
@@ -81,6 +81,7 @@ impl fmt::Display for Fault {
             Self::CrashBefore => "a crash before",
             Self::CrashAfter => "a crash after",
             Self::LostAnswer => "a lost answer to",
+            Self::NoAnswer => "no answer ever to",
             Self::LostRequest => "a lost request for",
             Self::Transient => "a transient error of",
             Self::Refused => "a refusal of",
@@ -109,7 +110,12 @@ struct Seen {
     late: Vec<LateWork>,
     payloads: HashMap<String, String>,
     two_payloads: Vec<String>,
+    /// Where no answer arrives, and for how many attempts still.
+    silent: Option<(Point, u32)>,
 }
+
+/// After so many attempts even a step that never gives up gets its answer.
+const SILENCE: u32 = 100;
 
 impl Faults {
     pub(super) fn planned(planned: Vec<(usize, Fault)>) -> Arc<Self> {
@@ -134,11 +140,29 @@ impl Faults {
         self.seen().two_payloads.clone()
     }
 
+    /// From now on answers arrive.
+    pub(super) fn end_the_silence(&self) {
+        self.seen().silent = None;
+    }
+
     fn next(&self, point: Point) -> Option<Fault> {
         let mut seen = self.seen();
         let at = seen.points.len();
-        seen.points.push(point);
-        self.planned.iter().find(|(planned, _)| *planned == at).map(|(_, fault)| *fault)
+        seen.points.push(point.clone());
+        if let Some((silent, left)) = &mut seen.silent
+            && *silent == point
+            && *left > 0
+        {
+            *left -= 1;
+            return Some(Fault::LostAnswer);
+        }
+        match self.planned.iter().find(|(planned, _)| *planned == at)?.1 {
+            Fault::NoAnswer => {
+                seen.silent = Some((point, SILENCE));
+                Some(Fault::LostAnswer)
+            }
+            fault => Some(fault),
+        }
     }
 
     fn called(&self, key: &str, arguments: &Arguments) {
@@ -183,7 +207,7 @@ impl Process for FaultyProcess {
                     run().await;
                     faults.die().await
                 }
-                Some(Fault::LostAnswer) => {
+                Some(Fault::LostAnswer | Fault::NoAnswer) => {
                     run().await;
                     Outcome::Unknown("the answer was lost".into())
                 }
@@ -223,7 +247,7 @@ impl Process for FaultyProcess {
                     let _ = undo().await;
                     faults.die().await
                 }
-                Some(Fault::LostAnswer) => {
+                Some(Fault::LostAnswer | Fault::NoAnswer) => {
                     let _ = undo().await;
                     Err("the answer was lost".into())
                 }

@@ -7,7 +7,12 @@
 //! - [`conformance`] checks implementations of [`Store`](crate::store::Store).
 //!
 //! A step alone needs no kit: it is a function, called with [`Cx::test`](crate::Cx::test).
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test kit tells what it finds by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test kit tells what it finds by panicking"
+)]
 
 pub mod conformance;
 mod crash;
