@@ -264,12 +264,11 @@ pub(super) async fn done<'a, T>(
 /// Something is what it should be.
 #[track_caller]
 pub(super) fn same<A: Debug + PartialEq<B>, B: Debug>(what: &str, seen: A, promised: B) -> Verdict {
-    // A plain function, so that the place that is reported is the caller's.
     if seen == promised {
-        Ok(())
-    } else {
-        Err(Broken::new(format!("{what}: {seen:?}, where {promised:?} is promised")))
+        return Ok(());
     }
+    let (seen, promised) = (format!("{seen:?}"), format!("{promised:?}"));
+    Err(Broken::new(format!("{what}: {seen:.1000}, where {promised:.1000} is promised")))
 }
 
 /// Bounded polling.

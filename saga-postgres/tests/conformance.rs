@@ -1,0 +1,152 @@
+//! The store in Postgres keeps every promise of a store, and each of its rules is needed for that.
+#![cfg(all(feature = "testing", unix))]
+
+use futures::{StreamExt, stream};
+use saga_core::testing::conformance;
+use saga_postgres::{PgStore, testing};
+use std::time::Instant;
+
+/// Changes one statement, by its name.
+type Edit = fn(&str, String) -> String;
+
+/// A store in a schema of its own.
+async fn fresh(edit: Edit) -> PgStore {
+    let postgres = testing::shared().await.unwrap();
+    let options = PgStore::options(&postgres.url()).unwrap().schema(postgres.schema());
+    let store = options.connections(4).edit_sql(edit).connect().await.unwrap();
+    store.migrate().await.unwrap();
+    store
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_postgres_store_conforms() {
+    conformance::store(async || fresh(|_, sql| sql).await).await;
+}
+
+/// For whoever looks for a slow case: `cargo test --test conformance -- --ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "prints how long each case takes"]
+async fn how_long_each_case_takes() {
+    for case in conformance::store_cases() {
+        let began = Instant::now();
+        let store = fresh(|_, sql| sql).await;
+        let ready = began.elapsed();
+        let verdict = case.try_on(store).await;
+        println!(
+            "{:>5} ms, after {} ms for a schema: {case} {verdict:?}",
+            (began.elapsed() - ready).as_millis(),
+            ready.as_millis()
+        );
+    }
+}
+
+/// What goes wrong without a rule: the statement, the change, and the case that notices.
+const MUTANTS: &[(&str, Edit, &str)] = &[
+    (
+        "append checks the owner only",
+        |name, sql| {
+            replaced(name, sql, "append", "s.owner = $1 AND s.epoch = i.claimed AS mine", "s.owner = $1 AS mine")
+        },
+        "append::what_a_worker_sends_under_its_former_claim_is_lost",
+    ),
+    (
+        "append checks the epoch only",
+        |name, sql| {
+            replaced(name, sql, "append", "s.owner = $1 AND s.epoch = i.claimed AS mine", "s.epoch = i.claimed AS mine")
+        },
+        "append::an_append_by_somebody_else_is_lost",
+    ),
+    (
+        "append checks without a lock",
+        |name, sql| replaced(name, sql, "append", "FOR NO KEY UPDATE OF s SKIP LOCKED", ""),
+        "append::an_append_that_races_with_a_takeover_is_written_before_it_or_lost",
+    ),
+    (
+        "a refused append reads mail",
+        |name, sql| replaced(name, sql, "append", "l.id = r.saga_id AND l.mine", "l.id = r.saga_id"),
+        "mailbox::a_lost_append_reads_nothing",
+    ),
+    (
+        "mail is read in all sagas",
+        |name, sql| replaced(name, sql, "append", "m.saga_id = r.saga_id AND m.message", "m.message"),
+        "mailbox::a_message_is_read_by_the_append_that_folds_it",
+    ),
+    (
+        "a claim keeps the epoch",
+        |name, sql| replaced(name, sql, "claim_due", "epoch = s.epoch + 1, ", ""),
+        "claim::the_epoch_grows_with_every_claim",
+    ),
+    (
+        "claims do not lock what they choose",
+        |name, sql| replaced(name, sql, "claim_due", "FOR NO KEY UPDATE SKIP LOCKED", ""),
+        "claim::of_two_claims_at_the_same_time_each_gets_sagas_of_its_own",
+    ),
+    (
+        "mail steals owned sagas",
+        |name, sql| replaced(name, sql, "claim_mailed", "s.owner IS NULL AND ", ""),
+        "mailbox::mail_does_not_steal_an_owned_saga",
+    ),
+    (
+        "mail wakes the dead",
+        |name, sql| replaced(name, sql, "claim_mailed", " AND s.status < 3", ""),
+        "append::an_ended_saga_is_not_claimable_even_with_mail",
+    ),
+    (
+        "names and versions are matched apart",
+        |name, sql| replaced(name, sql, "claim_mailed", "s.name = d.name AND s.version = d.version", "s.name = d.name"),
+        "claim::only_the_given_definitions_are_claimed",
+    ),
+    (
+        "a sweep counts no lapse",
+        |name, sql| replaced(name, sql, "sweep", ", lapses = s.lapses + 1", ""),
+        "lease::every_lapse_is_counted_once",
+    ),
+    (
+        "a disowned saga keeps its epoch, a claim as well",
+        |name, sql| match name {
+            "disown" => replaced(name, sql, "disown", ", epoch = s.epoch + 1", ""),
+            _ => replaced(name, sql, "claim_due", "epoch = s.epoch + 1, ", ""),
+        },
+        "lease::a_disowned_saga_that_its_worker_claims_again_has_another_epoch",
+    ),
+    (
+        "a lapsed worker comes back",
+        |name, sql| replaced(name, sql, "beat", " AND expires_at > now()", ""),
+        "lease::a_lapsed_lease_is_not_revived_by_a_beat_before_the_sweep",
+    ),
+    (
+        "everybody's sagas are disowned",
+        |name, sql| replaced(name, sql, "disown", " AND owner = $1", " AND $1::uuid IS NOT NULL"),
+        "lease::only_what_a_worker_owns_is_disowned",
+    ),
+];
+
+fn replaced(name: &str, sql: String, statement: &str, from: &str, to: &str) -> String {
+    if name != statement {
+        return sql;
+    }
+    assert!(sql.contains(from), "{statement} does not say {from:?} any more: change the mutant with it");
+    sql.replace(from, to)
+}
+
+/// Some of the cases are races: a mutant may get through once, but not every time.
+async fn is_noticed(edit: Edit, case: &str) -> bool {
+    for _ in 0..10 {
+        if let Err(broken) = conformance::case(case).unwrap().try_on(fresh(edit).await).await {
+            println!("{case}\n    {broken}");
+            return true;
+        }
+    }
+    false
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn without_a_rule_a_promise_is_broken() {
+    let unnoticed: Vec<&str> = stream::iter(MUTANTS)
+        .map(async |(mutant, edit, case)| (!is_noticed(*edit, case).await).then_some(*mutant))
+        .buffer_unordered(6)
+        .filter_map(async |unnoticed| unnoticed)
+        .collect()
+        .await;
+    assert!(unnoticed.is_empty(), "nobody noticed that {unnoticed:?}");
+}

@@ -1,0 +1,123 @@
+//! Every statement is one that Postgres can prepare, and the ones that are sent all the time use the indexes made for them, by the
+//! very plans that the store uses.
+
+mod common;
+
+use common::{Setup, fresh};
+use saga_core::WorkerId;
+use saga_postgres::PgStore;
+use sqlx::{AssertSqlSafe, Row};
+
+#[tokio::test]
+async fn postgres_can_prepare_every_statement() {
+    let Setup { store, .. } = fresh(|_, sql| sql).await;
+    let mut connection = store.pool().acquire().await.unwrap();
+    for (name, sql) in store.statements() {
+        let prepared = sqlx::raw_sql(AssertSqlSafe(format!("PREPARE prepared_{name} AS {sql}"))).execute(&mut *connection).await;
+        assert!(prepared.is_ok(), "{name}: {prepared:?}");
+    }
+}
+
+/// The plan of a statement on many sagas, as the store's connections make it.
+async fn plan(name: &str, arguments: &str) -> String {
+    let Setup { store, schema, .. } = fresh(|_, sql| sql).await;
+    fill(&store, &schema).await;
+    let sql = store.statements().into_iter().find(|(other, _)| *other == name).unwrap().1;
+    let mut connection = store.pool().acquire().await.unwrap();
+    let prepare = format!("PREPARE statement AS {sql}");
+    sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *connection).await.unwrap();
+    let explain = format!("EXPLAIN (ANALYZE, COSTS off, TIMING off) EXECUTE statement{arguments}");
+    let rows = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_all(&mut *connection).await.unwrap();
+    rows.iter().map(|row| row.get::<String, _>(0) + "\n").collect()
+}
+
+/// Twenty thousand sagas: most have ended, some are due, some later, some are owned, some have mail.
+async fn fill(store: &PgStore, schema: &str) {
+    let owner = WorkerId::generate();
+    let sql = format!(
+        "INSERT INTO {schema}.saga (id, name, version, key, status, input, owner, due_at)
+         SELECT gen_random_uuid(), 'order', 1 + n % 2, n::text, CASE WHEN n % 10 < 7 THEN 3 ELSE 0 END, '1',
+                CASE WHEN n % 10 = 7 THEN '{owner}'::uuid END,
+                CASE WHEN n % 10 > 7 THEN now() + (n % 200 - 100) * interval '1 second' END
+         FROM generate_series(1, 20000) n;
+         INSERT INTO {schema}.saga_journal (saga_id, seq, writer, entry)
+         SELECT id, seq, '{owner}', '[]' FROM {schema}.saga, generate_series(1, 3) seq;
+         INSERT INTO {schema}.saga_mailbox (saga_id, message, body, read_at)
+         SELECT id, 'm', '{{}}', CASE WHEN key LIKE '%99' THEN NULL ELSE now() END FROM {schema}.saga;
+         ANALYZE {schema}.saga, {schema}.saga_journal, {schema}.saga_mailbox;"
+    );
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(store.pool()).await.unwrap();
+}
+
+const WORKER: &str = "'00000000-0000-4000-8000-000000000001'";
+
+#[tokio::test]
+async fn a_claim_walks_the_index_of_due_work_in_its_order_and_stops_at_its_limit() {
+    let plan = plan("claim_due", &format!("({WORKER}, '{{order}}', '{{1}}', 50)")).await;
+    assert!(plan.contains("Index Scan using saga_due"), "{plan}");
+    assert!(!plan.contains("Seq Scan"), "{plan}");
+    // The rows come out of the index in order: there is no sort below the lock, and no more rows are locked than are claimed.
+    let lock = plan.find("LockRows").unwrap();
+    assert!(!plan[lock..].contains("Sort"), "{plan}");
+    assert!(plan.contains("LockRows (actual rows=50"), "{plan}");
+}
+
+#[tokio::test]
+async fn a_claim_for_mail_looks_at_unread_mail_only() {
+    let plan = plan("claim_mailed", &format!("({WORKER}, '{{order}}', '{{1}}', 50)")).await;
+    assert!(plan.contains("saga_mailbox_unread") && plan.contains("saga_pkey"), "{plan}");
+    assert!(!plan.contains("Seq Scan"), "{plan}");
+}
+
+#[tokio::test]
+async fn an_append_finds_its_rows_by_their_keys() {
+    let arguments = format!(
+        "({WORKER}, ARRAY[gen_random_uuid()], '{{1}}', '{{1}}', ARRAY['x'::bytea], '{{3}}', '{{f}}', '{{0}}', ARRAY[gen_random_uuid()], '{{m}}')"
+    );
+    let plan = plan("append", &arguments).await;
+    assert!(plan.contains("Index Scan using saga_pkey") && plan.contains("saga_mailbox_pkey"), "{plan}");
+    assert!(!plan.contains("Seq Scan"), "{plan}");
+}
+
+#[tokio::test]
+async fn the_search_for_orphans_looks_at_owned_sagas_only() {
+    let plan = plan("orphans", "").await;
+    assert!(plan.contains("saga_owner"), "{plan}");
+    assert!(!plan.contains("Seq Scan on saga "), "{plan}");
+}
+
+#[tokio::test]
+async fn migrations_can_be_run_twice_and_at_once_and_printed() {
+    let Setup { store, url, schema } = fresh(|_, sql| sql).await;
+    let at_once = (0..4).map(|_| store.migrate());
+    for migrated in futures::future::join_all(at_once).await {
+        migrated.unwrap();
+    }
+    let other = format!("{schema}_b").split_off(4).replace(|c: char| !c.is_ascii_alphanumeric(), "");
+    let other = format!("printed_{}", &other[..20]);
+    sqlx::raw_sql(AssertSqlSafe(PgStore::migrations(&other))).execute(store.pool()).await.unwrap();
+    let printed = PgStore::options(&url).unwrap().schema(&other).connections(2).connect().await.unwrap();
+    printed.migrate().await.unwrap();
+    let newer = format!("INSERT INTO {other}.saga_migration (version) VALUES (99)");
+    sqlx::raw_sql(AssertSqlSafe(newer)).execute(store.pool()).await.unwrap();
+    let error = printed.migrate().await.unwrap_err().to_string();
+    assert!(error.contains("upgrade the library"), "{error}");
+}
+
+#[tokio::test]
+async fn a_schema_name_that_needs_quoting_is_refused() {
+    for name in ["", "Sales", "a-b", "1st", "x; DROP TABLE saga", "a_name_that_is_longer_than_forty_characters_in_all"] {
+        let options = PgStore::options("postgres://postgres@127.0.0.1:1/none").unwrap();
+        let error = options.schema(name).connect().await.unwrap_err();
+        assert!(error.to_string().contains("cannot be the name of a schema"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn the_view_shows_journals_as_json() {
+    let Setup { store, schema, .. } = fresh(|_, sql| sql).await;
+    fill(&store, &schema).await;
+    let sql = format!("SELECT status, events::text FROM {schema}.saga_history WHERE key = '1' AND seq = 1");
+    let (status, events): (String, String) = sqlx::query_as(AssertSqlSafe(sql)).fetch_one(store.pool()).await.unwrap();
+    assert_eq!((status.as_str(), events.as_str()), ("completed", "[]"));
+}
