@@ -1,6 +1,6 @@
 //! How the saga calls a participant, and what the answers mean.
 
-use reqwest::{Client, RequestBuilder, StatusCode};
+use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use saga_core::{Class, OrClass, StepError};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -41,14 +41,18 @@ async fn answer<T: DeserializeOwned>(request: RequestBuilder) -> Result<T, StepE
         request.send().await.classify(|error| if error.is_connect() { Class::Retry } else { Class::Unknown })?;
     match response.status() {
         status if status.is_success() => Ok(response.json().await?),
-        StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY => {
-            Err(StepError::fail(response.json::<Problem>().await?.detail))
-        }
+        StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY => Err(StepError::fail(reason(response).await?)),
         status @ (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) => {
             Err(StepError::retry(status.to_string()))
         }
-        status => Err(StepError::unknown(format!("{status}: {}", response.text().await?))),
+        status => Err(StepError::unknown(format!("{status}: {}", reason(response).await?))),
     }
+}
+
+/// The detail of a problem (RFC 9457), else the text as it is.
+async fn reason(response: Response) -> Result<String, StepError> {
+    let text = response.text().await?;
+    Ok(serde_json::from_str(&text).map_or(text, |problem: Problem| problem.detail))
 }
 
 #[derive(Deserialize)]

@@ -34,18 +34,21 @@ impl Databases {
         Ok(url)
     }
 
-    /// Takes the databases away.
-    pub async fn drop(&mut self) -> Result<()> {
-        let mut server = PgConnection::connect(&self.server.url()).await?;
-        for name in self.created.drain(..) {
-            let sql = format!(r#"DROP DATABASE "{name}" WITH (FORCE)"#);
-            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut server).await?;
-        }
-        Ok(())
-    }
-
-    /// Ends a private server.
+    /// Ends a private server; on another one, the databases stay.
     pub async fn stop(self) {
         self.server.stop().await;
+    }
+
+    /// As if nothing had been.
+    pub async fn remove(self) -> Result<()> {
+        if !self.server.is_private() {
+            let mut server = PgConnection::connect(&self.server.url()).await?;
+            for name in &self.created {
+                let sql = format!(r#"DROP DATABASE "{name}" WITH (FORCE)"#);
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut server).await?;
+            }
+        }
+        self.stop().await;
+        Ok(())
     }
 }

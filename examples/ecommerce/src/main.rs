@@ -37,7 +37,7 @@ enum Command {
     /// Keeps the shop open, and prints where everything listens.
     Serve {
         /// The services listen at this port + 2, 4, 5 and 6; 0 is for any free ports.
-        #[arg(long, default_value_t = 8080)]
+        #[arg(long, default_value_t = 8080, value_parser = clap::value_parser!(u16).range(..65_000))]
         port_base: u16,
     },
     /// Compares the books of an open shop; exits with 1 if they do not balance.
@@ -67,7 +67,7 @@ enum Service {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,sqlx=error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match run(Arguments::parse().command.unwrap_or(Command::Tour)).await {
         Ok(()) => ExitCode::SUCCESS,

@@ -12,7 +12,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
     routing::{get, post},
 };
-use saga_core::{Engine, Outcome, SagaId, Sagas, Started};
+use saga_core::{Engine, Outcome, SagaId, Sagas, Started, machine::Status};
 use saga_postgres::{InTransaction, PgStore};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -111,9 +111,9 @@ async fn submit(
         if placed.rows_affected() == 0 {
             return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "there is no such product"));
         }
-        tx.commit().await?;
-        store.wake();
     }
+    tx.commit().await?;
+    store.wake();
     Ok((StatusCode::ACCEPTED, look_up(&db, &saga).await?))
 }
 
@@ -121,7 +121,7 @@ async fn one(State(orders): State<Orders>, Path(id): Path<Uuid>) -> Result<Json<
     look_up(&orders.db, &orders.sagas.get(id.into())).await
 }
 
-/// An order, and why it was cancelled if it was.
+/// An order, where its saga stands, and why it was cancelled if it was.
 async fn look_up(db: &PgPool, saga: &Started<OrderSaga>) -> Result<Json<Value>, Problem> {
     let row: Option<Row> = sqlx::query_as(
         "SELECT id, user_id, product_id, product, unit_price, quantity, total, state FROM orders WHERE id = $1",
@@ -130,7 +130,9 @@ async fn look_up(db: &PgPool, saga: &Started<OrderSaga>) -> Result<Json<Value>, 
     .fetch_optional(db)
     .await?;
     let mut order = told(row.ok_or(Problem::new(StatusCode::NOT_FOUND, "there is no such order"))?);
-    if order["state"] == "CANCELLED"
+    let status = saga.status().await?;
+    order["saga"] = format!("{status:?}").into();
+    if status == Status::RolledBack
         && let Outcome::RolledBack(why) = saga.outcome().await?
     {
         order["reason"] = why.reason.into();

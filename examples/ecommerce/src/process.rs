@@ -7,7 +7,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
+    process::{Child, ChildStdin, Command},
     time::timeout,
 };
 
@@ -17,14 +17,16 @@ pub struct Process {
     pub database: String,
     peers: Vec<String>,
     child: Child,
+    /// It stops when this is closed, also by our death.
+    stdin: Option<ChildStdin>,
 }
 
 impl Process {
     /// Starts a service and waits until it listens: on this port, or on any free one if it is 0. It knows others by their URLs.
     pub async fn start(name: &'static str, port: u16, database: String, peers: &[(&str, &str)]) -> Result<Self> {
         let peers = peers.iter().map(|(name, url)| format!("--{name}={url}")).collect();
-        let (child, url) = spawn(name, &format!("127.0.0.1:{port}"), &database, &peers).await?;
-        Ok(Self { name, url, database, peers, child })
+        let (child, stdin, url) = spawn(name, &format!("127.0.0.1:{port}"), &database, &peers).await?;
+        Ok(Self { name, url, database, peers, child, stdin })
     }
 
     pub fn id(&self) -> u32 {
@@ -39,7 +41,7 @@ impl Process {
     /// Starts it again, where it was.
     pub async fn start_again(&mut self) -> Result<()> {
         let listen = self.url.trim_start_matches("http://");
-        (self.child, self.url) = spawn(self.name, listen, &self.database, &self.peers).await?;
+        (self.child, self.stdin, self.url) = spawn(self.name, listen, &self.database, &self.peers).await?;
         Ok(())
     }
 
@@ -49,7 +51,7 @@ impl Process {
 
     /// Asks it to stop, and sees to it.
     pub async fn stop(mut self) -> Result<()> {
-        drop(self.child.stdin.take());
+        drop(self.stdin.take());
         if timeout(Duration::from_secs(10), self.child.wait()).await.is_err() {
             self.kill().await?;
         }
@@ -57,16 +59,24 @@ impl Process {
     }
 }
 
-async fn spawn(name: &str, listen: &str, database: &str, peers: &Vec<String>) -> Result<(Child, String)> {
+async fn spawn(
+    name: &str,
+    listen: &str,
+    database: &str,
+    peers: &Vec<String>,
+) -> Result<(Child, Option<ChildStdin>, String)> {
     let mut child = Command::new(std::env::current_exe()?)
         .args(["service", name, "--listen", listen, "--until-stdin-closes"])
         .args(peers)
         .env("DATABASE_URL", database)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        .process_group(0) // Ctrl-C is ours to hear
         .kill_on_drop(true)
         .spawn()?;
+    // Taken out, because to wait for a child closes it.
+    let stdin = child.stdin.take();
     let stdout = child.stdout.take().ok_or("a child without stdout")?;
     let url = timeout(Duration::from_secs(30), BufReader::new(stdout).lines().next_line()).await??;
-    Ok((child, url.ok_or(format!("the service {name} did not start"))?))
+    Ok((child, stdin, url.ok_or(format!("the service {name} did not start"))?))
 }

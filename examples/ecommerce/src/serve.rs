@@ -19,7 +19,7 @@ pub async fn serve(port_base: u16) -> Result<()> {
     println!(
         "\nTry it, and kill -9 a process while you do: it is started again.\n\
          curl {0}/orders --json '{{\"userId\":1,\"productId\":1,\"quantity\":1}}'\n\
-         curl {0}/orders?userId=1\n\
+         curl '{0}/orders?userId=1'\n\
          curl {1}/inventory/1\n\
          Ctrl-C closes the shop.",
         order.url, inventory.url

@@ -1,17 +1,18 @@
 //! The tour: three orders with three fates, then the books.
 
 use crate::{Result, books, databases::Databases, order::Participants, process::Process, wire::Wire};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::time::{Duration, Instant};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub async fn tour() -> Result<()> {
     let run = Uuid::new_v4().simple().to_string();
     let mut postgres = Databases::start(format!("ecommerce_tour_{}", &run[..8])).await?;
     let told = tell(&mut postgres).await;
-    postgres.drop().await?;
-    postgres.stop().await;
+    postgres.remove().await?;
     told
 }
 
@@ -49,25 +50,18 @@ async fn tell(postgres: &mut Databases) -> Result<()> {
     wire.hold_answers();
     println!("   from now on the payment service's answers are held up on the wire");
     let third = shop.order(1, 2).await?;
-    while shop.balance(1).await? != 9_500_000 {
-        sleep(Duration::from_millis(10)).await;
-    }
+    timeout(PATIENCE, shop.charged(1, 9_500_000)).await??;
     let killed = order.id();
     order.kill().await?;
     println!("   kill -9 {killed}: the order service is gone, in the middle of this order");
     check(shop.stock().await? == 2, "stock: 4 -> 2, reserved")?;
     check(shop.balance(1).await? == 9_500_000, "balance of user 1: 16500000 -> 9500000, charged")?;
-    check(shop.look_up(&third).await.is_err(), "and nobody there who knows of it")?;
     wire.release();
-    let again = Instant::now();
     order.start_again().await?;
-    println!("   the order service is started again, as process {}", order.id());
-    check(shop.look_up(&third).await?["state"] == "PENDING", "the order is PENDING")?;
+    let found = shop.look_up(&third).await?;
+    println!("   started again, as process {}: the order is {}", order.id(), found["state"].as_str().unwrap_or("gone"));
     let ended = shop.ended(&third).await?;
-    check(
-        ended["state"] == "CONFIRMED",
-        &format!("the order is CONFIRMED, {:.1?} after the restart", again.elapsed()),
-    )?;
+    check(ended["state"] == "CONFIRMED", "the order is CONFIRMED")?;
     check(shop.stock().await? == 2, "stock: 2, reserved once")?;
     check(shop.balance(1).await? == 9_500_000, "balance of user 1: 9500000, charged once")?;
 
@@ -92,9 +86,14 @@ struct Shop {
 impl Shop {
     /// Orders product 1; returns the order's id.
     async fn order(&self, user: u32, quantity: u32) -> Result<String> {
-        let wanted = json!({ "userId": user, "productId": 1, "quantity": quantity });
+        let wanted = format!(r#"{{"userId":{user},"productId":1,"quantity":{quantity}}}"#);
         println!("   POST /orders {wanted}");
-        let answer = reqwest::Client::new().post(format!("{}/orders", self.order)).json(&wanted).send().await?;
+        let answer = reqwest::Client::new()
+            .post(format!("{}/orders", self.order))
+            .header("content-type", "application/json")
+            .body(wanted)
+            .send()
+            .await?;
         println!("   {}", answer.status());
         let order: Value = answer.error_for_status()?.json().await?;
         Ok(order["id"].as_str().ok_or("an order without an id")?.to_owned())
@@ -106,18 +105,19 @@ impl Shop {
 
     /// Waits for the end of an order, and tells its saga's history.
     async fn ended(&self, order: &str) -> Result<Value> {
-        let patience = Instant::now() + Duration::from_secs(60);
+        let began = Instant::now();
         loop {
-            let ended = self.look_up(order).await?;
-            if ended["state"] != "PENDING" {
+            let found = self.look_up(order).await?;
+            if found["saga"] == "Completed" || found["saga"] == "RolledBack" {
                 let history = reqwest::get(format!("{}/orders/{order}/history", self.order)).await?.text().await?;
                 history.lines().for_each(|line| println!("      {line}"));
-                return Ok(ended);
+                println!("   ended after {:.2?}", began.elapsed());
+                return Ok(found);
             }
-            if Instant::now() > patience {
-                return Err(format!("order {order} has not ended").into());
+            if found["saga"] == "Parked" || began.elapsed() > PATIENCE {
+                return Err(format!("the order has not ended: {found}").into());
             }
-            sleep(Duration::from_millis(20)).await;
+            sleep(Duration::from_millis(10)).await;
         }
     }
 
@@ -129,6 +129,14 @@ impl Shop {
     async fn balance(&self, user: u32) -> Result<i64> {
         let account = get(&format!("{}/accounts/{user}", self.payment)).await?;
         Ok(account["balance"].as_i64().ok_or("an account without a balance")?)
+    }
+
+    /// Waits until the payment service has charged a user, who then has that much left.
+    async fn charged(&self, user: u32, left: i64) -> Result<()> {
+        while self.balance(user).await? != left {
+            sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
     }
 }
 

@@ -3,6 +3,7 @@
 //! - [`crash_everywhere`] runs a saga of yours again and again, with a crash, a lost answer, a duplicate or a refusal at every single point,
 //!   and checks that nothing is ever half done. One line in a plain `#[test]`.
 //! - [`in_virtual_time`] runs a test in which a saga that waits for a week ends in a millisecond.
+//! - [`same_graph`] guards a version's graph.
 //! - [`World`] is a participant for such tests.
 //! - [`conformance`] checks implementations of [`Store`](crate::store::Store).
 //!
@@ -19,8 +20,27 @@ mod crash;
 mod faults;
 mod world;
 
+use crate::{Definition, Saga};
+
 pub use crash::{Report, crash_everywhere};
 pub use world::World;
+
+/// Guards a version of a saga in your CI: its graph must stay what it was when the first saga of that version was started.
+///
+/// `fingerprint` is what [`Graph::fingerprint`](crate::definition::Graph::fingerprint) printed then, one step a line; begin with `""` and paste what the failure shows.
+///
+/// # Panics
+/// When the graph is another one.
+pub fn same_graph<S: Saga>(fingerprint: &str) {
+    let definition = Definition::<S>::build().unwrap_or_else(|error| panic!("{error}"));
+    let now = definition.graph().fingerprint();
+    assert!(
+        now == fingerprint,
+        "saga `{}` version {} has another graph than it had: change its version together with its graph\nwas:\n{fingerprint}\nis:\n{now}",
+        S::NAME,
+        S::VERSION,
+    );
+}
 
 /// Runs a test in a runtime of its own whose time is virtual: whenever nothing can go on, the clock jumps to the next timer.
 ///
