@@ -12,7 +12,7 @@ use std::time::Duration;
 /// assert_eq!(retry.delay(3, Duration::ZERO, 1.0), Some(Duration::from_millis(800)));
 /// assert_eq!(retry.delay(5, Duration::ZERO, 1.0), None, "five attempts were made");
 /// ```
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Retry {
     initial: Duration,
     factor: f64,

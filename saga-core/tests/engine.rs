@@ -1,97 +1,10 @@
-//! The engine on the memory store, in virtual time.
+//! The engine on the memory store, in virtual time: what becomes of a saga.
 
-use saga_core::{CompensationCx, Cx, Engine, MemoryStore, Out, Outcome, Retry, Saga, SagaBuilder, StepError};
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+mod common;
 
-/// Does what the test says, and writes down what was called.
-#[derive(Default)]
-struct World {
-    log: Mutex<Vec<String>>,
-    script: Mutex<Vec<(&'static str, Script)>>,
-}
-
-#[derive(Clone, Copy)]
-enum Script {
-    Fail,
-    Retry,
-    Unknown,
-    Panic,
-    Hang,
-}
-
-impl World {
-    fn will(self, step: &'static str, script: Script) -> Self {
-        self.script.lock().unwrap().push((step, script));
-        self
-    }
-
-    async fn call(&self, what: &str) -> Result<(), StepError> {
-        self.log.lock().unwrap().push(what.to_owned());
-        let script = {
-            let mut script = self.script.lock().unwrap();
-            script.iter().position(|(step, _)| *step == what).map(|i| script.remove(i).1)
-        };
-        match script {
-            None => Ok(()),
-            Some(Script::Fail) => Err(StepError::fail("no")),
-            Some(Script::Retry) => Err(StepError::retry("busy")),
-            Some(Script::Unknown) => Err(StepError::unknown("lost")),
-            Some(Script::Panic) => panic!("ouch"),
-            Some(Script::Hang) => std::future::pending().await,
-        }
-    }
-
-    fn log(&self) -> Vec<String> {
-        self.log.lock().unwrap().clone()
-    }
-}
-
-struct Order;
-
-impl Saga for Order {
-    const NAME: &'static str = "order";
-    const VERSION: u32 = 1;
-    type Input = u32;
-    type Output = String;
-    type Deps = World;
-
-    fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, String> {
-        let (stock, _) = saga.parallel(|saga| {
-            (
-                saga.compensatable("reserve").timeout(Duration::from_secs(5)).run(reserve).compensate(release),
-                saga.compensatable("authorize").retry(Retry::never()).run(authorize).compensate(void),
-            )
-        });
-        let receipt = saga.pivot("capture").reads(stock).run(capture);
-        saga.retriable("deliver").reads((stock, receipt)).run(deliver);
-        receipt
-    }
-}
-
-async fn reserve(world: Cx<World>, quantity: u32) -> Result<u32, StepError> {
-    world.call("reserve").await?;
-    Ok(quantity * 2)
-}
-async fn release(world: CompensationCx<World>, _: u32, _: Option<u32>) -> Result<(), StepError> {
-    world.call("release").await
-}
-async fn authorize(world: Cx<World>, _: u32) -> Result<(), StepError> {
-    world.call("authorize").await
-}
-async fn void(world: CompensationCx<World>, _: u32, known: Option<()>) -> Result<(), StepError> {
-    world.call(if known.is_some() { "void" } else { "void in doubt" }).await
-}
-async fn capture(world: Cx<World>, _: u32, stock: u32) -> Result<String, StepError> {
-    world.call("capture").await?;
-    Ok(format!("paid for {stock}"))
-}
-async fn deliver(world: Cx<World>, _: u32, stock: u32, receipt: String) -> Result<(), StepError> {
-    assert_eq!(receipt, format!("paid for {stock}"));
-    world.call("deliver").await
-}
+use common::{Order, Script, World};
+use saga_core::{Engine, MemoryStore, Outcome};
+use std::{sync::Arc, time::Duration};
 
 async fn run(world: World) -> (Outcome<String>, Vec<String>) {
     let world = Arc::new(world);
@@ -180,5 +93,6 @@ async fn another_process_takes_over_from_a_killed_one() {
     let outcome = second.sagas::<Order>().get(saga).outcome().await.unwrap();
     assert_eq!(outcome, Outcome::Completed("paid for 6".into()));
     assert_eq!(world.log(), ["reserve", "authorize", "capture", "capture", "deliver"]);
-    println!("{}", second.sagas::<Order>().get(saga).history().await.unwrap());
+    let told = second.sagas::<Order>().get(saga).history().await.unwrap().to_string();
+    assert!(told.contains("its worker was lost (number 1) while capture may have been under way"), "{told}");
 }

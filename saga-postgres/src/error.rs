@@ -21,7 +21,9 @@ pub enum SetupError {
         source: sqlx::Error,
     },
     /// The schema was migrated by a newer version of this library.
-    #[error("schema `{schema}` is at migration {found}, this version of the library knows up to {known}: upgrade the library")]
+    #[error(
+        "schema `{schema}` is at migration {found}, this version of the library knows up to {known}: upgrade the library"
+    )]
     TooNew {
         /// Which schema.
         schema: String,

@@ -3,9 +3,7 @@ use async_trait::async_trait;
 use saga_core::{
     Encoded, SagaId, WorkerId,
     machine::Status,
-    store::{
-        Append, Appended, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError, Then,
-    },
+    store::{Append, Appended, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError, Then},
 };
 use sqlx::{
     PgConnection, PgPool, Row,
@@ -99,7 +97,15 @@ impl PgStoreOptions {
         let sending = tokio::spawn(hints.clone().gather(pool.clone(), queries.notify.clone(), channel.clone()));
         let listening = tokio::spawn(hints.clone().listen(pool.clone(), channel));
         let tasks = [sending.abort_handle(), listening.abort_handle()];
-        let inner = Inner { pool, schema: self.schema, queries, patience: self.patience, hints, tasks, sent: AtomicU64::new(0) };
+        let inner = Inner {
+            pool,
+            schema: self.schema,
+            queries,
+            patience: self.patience,
+            hints,
+            tasks,
+            sent: AtomicU64::new(0),
+        };
         Ok(PgStore { inner: Arc::new(inner) })
     }
 }
@@ -214,7 +220,11 @@ impl PgStore {
     }
 
     /// Those appends that this worker wrote before, in a statement whose answer was lost.
-    async fn written_before(&self, worker: WorkerId, open: &[&Append]) -> Result<HashMap<SagaId, Appended>, StoreError> {
+    async fn written_before(
+        &self,
+        worker: WorkerId,
+        open: &[&Append],
+    ) -> Result<HashMap<SagaId, Appended>, StoreError> {
         let ids: Vec<Uuid> = open.iter().map(|append| append.saga.as_uuid()).collect();
         let seqs: Vec<i32> = open.iter().map(|append| append.seq).collect();
         let rows = self.rows(sqlx::query(self.queries().append_written.clone()).bind(ids).bind(seqs)).await?;
@@ -287,11 +297,11 @@ impl PgStore {
         let (names, keys): (Vec<&str>, Vec<&str>) =
             batch.iter().filter(taken).map(|start| (start.name.as_str(), start.key.as_str())).unzip();
         let sql = sqlx::query(self.queries().start_existing.clone());
-        let rows =
-            sql.bind(names).bind(keys).fetch_all(&mut *connection).await.map_err(|error| meaning_of(&error))?;
+        let rows = sql.bind(names).bind(keys).fetch_all(&mut *connection).await.map_err(|error| meaning_of(&error))?;
         let mut existing: HashMap<(String, String), (Uuid, Vec<u8>)> = HashMap::new();
         for row in rows {
-            existing.insert((column(&row, "name")?, column(&row, "key")?), (column(&row, "id")?, column(&row, "input")?));
+            existing
+                .insert((column(&row, "name")?, column(&row, "key")?), (column(&row, "id")?, column(&row, "input")?));
         }
         let answer = |start: &Start| {
             if new.contains(&start.saga.as_uuid()) {
@@ -498,7 +508,9 @@ impl Store for PgStore {
     async fn unclaimable(&self) -> Result<Vec<DefinitionId>, StoreError> {
         let rows = self.rows(sqlx::query(self.queries().unclaimable.clone())).await?;
         rows.iter()
-            .map(|row| Ok(DefinitionId { name: column(row, "name")?, version: column::<i32>(row, "version")?.unsigned_abs() }))
+            .map(|row| {
+                Ok(DefinitionId { name: column(row, "name")?, version: column::<i32>(row, "version")?.unsigned_abs() })
+            })
             .collect()
     }
 

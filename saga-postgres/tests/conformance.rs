@@ -1,5 +1,6 @@
 //! The store in Postgres keeps every promise of a store, and each of its rules is needed for that.
 #![cfg(all(feature = "testing", unix))]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use futures::{StreamExt, stream};
 use saga_core::testing::conformance;

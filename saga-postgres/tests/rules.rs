@@ -19,9 +19,8 @@ const PAUSE: i64 = 4711;
 /// Makes the append wait at [`PAUSE`].
 fn paused(name: &str, sql: String) -> String {
     match name {
-        "append" => {
-            sql.replace("    FROM unnest($2", "    FROM (SELECT pg_advisory_xact_lock_shared(4711)) AS pause, unnest($2")
-        }
+        "append" => sql
+            .replace("    FROM unnest($2", "    FROM (SELECT pg_advisory_xact_lock_shared(4711)) AS pause, unnest($2"),
         _ => sql,
     }
 }
@@ -218,11 +217,7 @@ async fn append_sent_again(edit: fn(&str, String) -> String) -> Appended {
     let worker = WorkerId::generate();
     store.join(worker, LEASE, &[definition()]).await.unwrap();
     let saga = start(&store, "k", Some(worker)).await;
-    let last = Append {
-        status: Some(Status::Completed),
-        then: Then::Release { due_in: None },
-        ..entry(saga, 1, 1)
-    };
+    let last = Append { status: Some(Status::Completed), then: Then::Release { due_in: None }, ..entry(saga, 1, 1) };
     assert_eq!(store.append(worker, std::slice::from_ref(&last)).await.unwrap(), [Appended::Written]);
     store.append(worker, &[last]).await.unwrap()[0]
 }
@@ -297,9 +292,10 @@ async fn rule_13_an_existing_key_is_read_in_a_second_statement() {
         "WITH new AS ({}) SELECT id FROM new UNION ALL SELECT id FROM {schema}.saga WHERE name = 'order' AND key = 'k'",
         insert("00000000-0000-7000-8000-000000000002")
     );
-    let naive = tokio::spawn(async move {
-        sqlx::query(sqlx::AssertSqlSafe(in_one)).fetch_all(&mut naive).await.unwrap().len()
-    });
+    let naive =
+        tokio::spawn(
+            async move { sqlx::query(sqlx::AssertSqlSafe(in_one)).fetch_all(&mut naive).await.unwrap().len() },
+        );
     common::until(&store, "SELECT count(*) = 2 FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'").await;
     tx.commit().await.unwrap();
     assert!(matches!(submitted.await.unwrap().unwrap()[..], [Started::Existing { same_input: true, .. }]));

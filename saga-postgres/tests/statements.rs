@@ -13,7 +13,8 @@ async fn postgres_can_prepare_every_statement() {
     let Setup { store, .. } = fresh(|_, sql| sql).await;
     let mut connection = store.pool().acquire().await.unwrap();
     for (name, sql) in store.statements() {
-        let prepared = sqlx::raw_sql(AssertSqlSafe(format!("PREPARE prepared_{name} AS {sql}"))).execute(&mut *connection).await;
+        let prepared =
+            sqlx::raw_sql(AssertSqlSafe(format!("PREPARE prepared_{name} AS {sql}"))).execute(&mut *connection).await;
         assert!(prepared.is_ok(), "{name}: {prepared:?}");
     }
 }
@@ -106,7 +107,8 @@ async fn migrations_can_be_run_twice_and_at_once_and_printed() {
 
 #[tokio::test]
 async fn a_schema_name_that_needs_quoting_is_refused() {
-    for name in ["", "Sales", "a-b", "1st", "x; DROP TABLE saga", "a_name_that_is_longer_than_forty_characters_in_all"] {
+    for name in ["", "Sales", "a-b", "1st", "x; DROP TABLE saga", "a_name_that_is_longer_than_forty_characters_in_all"]
+    {
         let options = PgStore::options("postgres://postgres@127.0.0.1:1/none").unwrap();
         let error = options.schema(name).connect().await.unwrap_err();
         assert!(error.to_string().contains("cannot be the name of a schema"), "{error}");

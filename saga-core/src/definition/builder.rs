@@ -232,7 +232,6 @@ impl StepKind for Compensatable {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be read by a step of `{S}`",
     label = "not the output of a step of this saga",
-    note = "a compensatable step that has no compensation yet cannot be read: finish its line with `.compensate(..)`",
     note = "a step can read one output, or a tuple of up to four"
 )]
 pub trait Outs<S> {
@@ -244,6 +243,25 @@ pub trait Outs<S> {
 
 impl<S, A> Outs<S> for Out<S, A> {
     type Types = (A,);
+    fn steps(&self) -> Vec<StepIndex> {
+        vec![self.step]
+    }
+}
+
+#[diagnostic::on_unimplemented(
+    message = "a compensatable step that has no compensation yet cannot be read",
+    label = "finish this step's line with `.compensate(..)`"
+)]
+#[doc(hidden)]
+pub trait HasItsCompensation {}
+
+/// Exists for its error message only: nothing has the trait that it asks for.
+#[doc(hidden)]
+impl<S: Saga, A, T> Outs<S> for Uncompensated<'_, S, A, T>
+where
+    Self: HasItsCompensation,
+{
+    type Types = (T,);
     fn steps(&self) -> Vec<StepIndex> {
         vec![self.step]
     }

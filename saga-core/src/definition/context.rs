@@ -8,6 +8,8 @@ pub(crate) struct Call {
     pub(crate) step: String,
     pub(crate) forward_key: String,
     pub(crate) attempt: u32,
+    /// Why the saga turned back.
+    pub(crate) cause: String,
 }
 
 impl Call {
@@ -17,7 +19,7 @@ impl Call {
             0 => format!("{saga}/{step}"),
             _ => format!("{saga}/{step}/{generation}"),
         };
-        Self { saga, step: step.into(), forward_key, attempt }
+        Self { saga, step: step.into(), forward_key, attempt, cause: String::new() }
     }
 }
 
@@ -80,6 +82,11 @@ impl<D> CompensationCx<D> {
     pub fn test(forward_key: &str, deps: impl Into<Arc<D>>) -> Self {
         let call = Call { forward_key: forward_key.into(), ..Call::new(SagaId::generate(), "test", 0, 1) };
         Self::new(deps.into(), call)
+    }
+
+    /// Why the saga turned back: what the step that failed said, or whoever cancelled.
+    pub fn cause(&self) -> &str {
+        &self.call.cause
     }
 
     /// The compensation's own key: the step's, with `/undo` behind.

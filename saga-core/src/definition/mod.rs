@@ -25,7 +25,8 @@ pub(crate) use context::Call;
 pub(crate) use work::{Arguments, Bound, Process};
 
 pub use builder::{
-    Compensatable, EffectFree, Out, Outs, Pivot, Retriable, SagaBuilder, StatesItsKind, Step, StepKind, Uncompensated,
+    Compensatable, EffectFree, HasItsCompensation, Out, Outs, Pivot, Retriable, SagaBuilder, StatesItsKind, Step,
+    StepKind, Uncompensated,
 };
 pub use context::{CompensationCx, Cx};
 pub use graph::{BuildError, Graph, Kind, Node, Policy, StepIndex};

@@ -7,7 +7,7 @@ use super::{Place, Shared, journal, lease::Lease, sagas::Ended};
 use crate::{
     Encoded, SagaId,
     definition::{Arguments, Call, Process, StepIndex},
-    machine::{Clock, Event, Input, Millis, Outcome, State, Status, Step},
+    machine::{Cause, Clock, Course, Event, Input, Millis, Outcome, State, Status, Step},
     store::{Append, Appended, Hint, Mail, Record, StoreError, Then},
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -227,7 +227,12 @@ impl Drive {
         let limits = Limits { shared: self.shared.clone(), lease: self.lease.clone() };
         match (&self.state.steps()[step], arguments) {
             (Step::Undoing { output, .. }, Some(arguments)) => {
-                let call = Call::new(self.saga, &node.name, 0, made + 1);
+                let cause = match self.state.course() {
+                    Course::Backward(Cause::Failed { error, .. }) => error.clone(),
+                    Course::Backward(Cause::Cancelled { reason }) => reason.clone(),
+                    Course::Forward | Course::Halting(_) => String::new(),
+                };
+                let call = Call { cause, ..Call::new(self.saga, &node.name, 0, made + 1) };
                 let work = self.process.compensate(step, call, arguments, output.clone());
                 let allowed = node.compensation.timeout;
                 Box::pin(async move {
@@ -262,12 +267,13 @@ impl Drive {
         }
     }
 
-    /// When something that waits for its time may start.
+    /// When something that is not under way may start, or can be settled.
     fn due_at(&self) -> Option<Millis> {
         let agenda = self.state.agenda(self.process.graph());
-        let waiting = agenda.run.iter().chain(&agenda.compensate).filter(|step| !self.under_way.contains(step));
-        let settling = agenda.settle.iter().map(|_| 0);
-        waiting.filter_map(|&step| Some(self.state.tries(step)?.not_before)).chain(settling).min()
+        let idle = |step: &&StepIndex| !self.under_way.contains(step);
+        let due = |&step: &StepIndex| Some(self.state.tries(step)?.not_before);
+        let waiting = agenda.run.iter().chain(&agenda.compensate).filter(idle).filter_map(due);
+        waiting.chain(agenda.settle.iter().filter(idle).map(|_| 0)).min()
     }
 
     /// When to look at the agenda again; nothing to wait for while something else will wake the loop.

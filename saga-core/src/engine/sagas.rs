@@ -409,8 +409,24 @@ impl<S: Saga> History<S> {
 
 impl<S: Saga> fmt::Display for History<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let graph = self.definition.graph();
+        let mut state = State::new(graph);
         for event in &self.events {
-            writeln!(f, "{}", event.told(self.definition.graph()))?;
+            write!(f, "{}", event.told(graph))?;
+            if matches!(event, Event::Lapsed { .. }) {
+                let agenda = state.agenda(graph);
+                let names = |steps: &[StepIndex]| {
+                    steps.iter().map(|step| graph.node(*step).name.to_string()).collect::<Vec<_>>().join(", ")
+                };
+                if !agenda.run.is_empty() {
+                    write!(f, " while {} may have been under way", names(&agenda.run))?;
+                }
+                if !agenda.compensate.is_empty() {
+                    write!(f, " while undoing {} may have been under way", names(&agenda.compensate))?;
+                }
+            }
+            writeln!(f)?;
+            state.apply(graph, event);
         }
         Ok(())
     }

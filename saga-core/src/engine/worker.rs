@@ -142,12 +142,12 @@ fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphore
 /// Gives back what the store says is owned here and is not in memory: the answer to a claim or a start was lost.
 ///
 /// What is in memory is looked at *after* the store was asked, since a saga enters memory before its start is sent. No claim
-/// is under way meanwhile.
+/// is under way meanwhile. The lease is looked at last: when it is lost, all sagas leave memory, attempts under way and all, and must lapse.
 async fn give_back(shared: &Shared, lease: &Lease) {
     let unknown = async {
         let mut owned = shared.store.owned(lease.worker()).await?;
         owned.retain(|saga| !shared.is_in_memory(*saga));
-        if !owned.is_empty() {
+        if !owned.is_empty() && lease.holds() {
             tracing::info!(sagas = owned.len(), "giving back sagas whose claim had not been answered");
             shared.store.disown(lease.worker(), &owned).await?;
         }

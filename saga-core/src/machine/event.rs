@@ -120,6 +120,7 @@ impl Event {
         let name = |step: &StepIndex| &graph.node(*step).name;
         let doubt = |in_doubt: &bool| if *in_doubt { ", and it may have happened" } else { "" };
         match self {
+            Self::Succeeded { step, output } if output.as_str() == "null" => format!("{} succeeded", name(step)),
             Self::Succeeded { step, output } => format!("{} succeeded: {output:?}", name(step)),
             Self::Retrying { step, in_doubt, error, .. } => {
                 format!("{} will be tried again{}: {error}", name(step), doubt(in_doubt))

@@ -3,9 +3,12 @@ use crate::{
     Encoded,
     definition::{Graph, Kind, StepIndex},
 };
+use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// Where a saga stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Status {
     /// Going forward.
     Running,
@@ -23,6 +26,18 @@ impl Status {
     /// Whether nothing will ever happen to the saga again.
     pub const fn is_final(self) -> bool {
         matches!(self, Self::Completed | Self::RolledBack)
+    }
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Compensating => "compensating",
+            Self::Parked => "parked",
+            Self::Completed => "completed",
+            Self::RolledBack => "rolled back",
+        })
     }
 }
 

@@ -209,8 +209,12 @@ fn median(mut figures: Vec<f64>) -> f64 {
 
 fn print(report: &Report, version: &str) {
     let Limits { a_sagas_per_s: a, b_sagas_per_s: b } = report.limits;
-    println!("Sagas of four no-op steps, each durable, on PostgreSQL {version} with fsync and synchronous_commit on.\n");
-    println!("in flight   sagas/s    p50 ms    p99 ms  commits  statements  WAL bytes  dead tuples  peak MB   of (a)   of (b)");
+    println!(
+        "Sagas of four no-op steps, each durable, on PostgreSQL {version} with fsync and synchronous_commit on.\n"
+    );
+    println!(
+        "in flight   sagas/s    p50 ms    p99 ms  commits  statements  WAL bytes  dead tuples  peak MB   of (a)   of (b)"
+    );
     for run in &report.runs {
         println!(
             "{:>9} {:>9.0} {:>9.2} {:>9.2} {:>8.2} {:>11.2} {:>10.0} {:>12.2} {:>8.0} {:>7.2}x {:>7.2}x",
@@ -229,5 +233,7 @@ fn print(report: &Report, version: &str) {
     }
     println!("\nThe columns from commits to dead tuples are per saga.");
     println!("limit (a) {a:>9.0} sagas/s: the same rows, one transaction a step, no engine, 32 connections");
-    println!("limit (b) {b:>9.0} sagas/s: the same rows by the group-commit statement alone, 200 sagas a statement, 4 connections");
+    println!(
+        "limit (b) {b:>9.0} sagas/s: the same rows by the group-commit statement alone, 200 sagas a statement, 4 connections"
+    );
 }

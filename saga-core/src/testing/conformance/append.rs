@@ -195,7 +195,8 @@ pub(super) async fn an_append_by_somebody_else_is_lost(trial: Trial) -> Verdict 
     is_fenced_off(&trial, other, owned, 1, "by another worker, at the owner's epoch").await?;
     is_fenced_off(&trial, WorkerId::generate(), owned, 1, "by a worker that never joined").await?;
     let unowned = trial.begin(start("unowned")).await?;
-    is_fenced_off(&trial, other, unowned, 0, "to a saga that nobody owns").await?;
+    let epoch = trial.record(unowned).await?.epoch;
+    is_fenced_off(&trial, other, unowned, epoch, "to a saga that nobody owns").await?;
     trial.write(owner, &entry(owned, 1, 1, "first")).await
 }
 

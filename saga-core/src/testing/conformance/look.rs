@@ -44,9 +44,10 @@ pub(super) async fn looking_changes_nothing(trial: Trial) -> Verdict {
     let worker = trial.clerk().await?;
     let saga = trial.begin(start("k")).await?;
     trial.deliver(&mail(saga, "m")).await?;
+    let epoch = trial.record(saga).await?.epoch;
     for _ in 0..2 {
         let record = trial.record(saga).await?;
-        same("epoch", record.epoch, 0)?;
+        same("epoch", record.epoch, epoch)?;
         same("mail", &record.mail[..], [mail(saga, "m")])?;
         trial.find("order", "k").await?;
         trial.statuses(&[saga]).await?;
@@ -54,7 +55,7 @@ pub(super) async fn looking_changes_nothing(trial: Trial) -> Verdict {
         unclaimable(&trial).await?;
     }
     let record = trial.claim_one(worker, saga).await?;
-    same("(epoch, lapses, messages)", (record.epoch, record.lapses, record.mail.len()), (1, 0, 1))
+    same("(lapses, messages)", (record.lapses, record.mail.len()), (0, 1))
 }
 
 /// Row and journal of a record are of one moment, also while the owner writes.
@@ -62,7 +63,7 @@ pub(super) async fn a_record_is_read_as_it_was_at_one_moment(trial: Trial) -> Ve
     const ENTRIES: i32 = 60;
     let worker = trial.clerk().await?;
     let saga = trial.begin_owned(worker, "k").await?;
-    let status_after = |entries: usize| if entries % 2 == 0 { Status::Running } else { Status::Compensating };
+    let status_after = |entries: usize| if entries.is_multiple_of(2) { Status::Running } else { Status::Compensating };
     let writer = trial.clone();
     let writing = tokio::spawn(async move {
         for seq in 1..=ENTRIES {

@@ -145,7 +145,9 @@ pub(super) async fn mail_makes_an_unowned_saga_claimable(trial: Trial) -> Verdic
         same("status", record.status, *status)?;
         same("mail", &record.mail[..], [mail(*saga, "m1"), mail(*saga, "m2")])?;
         same("the new owner's mail", trial.mail(worker, 100).await?, record.mail)?;
-        trial.write(worker, &Append { then: RELEASE, ..reading(entry(*saga, 2, 2, "e"), &["m1", "m2"]) }).await?;
+        trial
+            .write(worker, &Append { then: RELEASE, ..reading(entry(*saga, record.epoch, 2, "e"), &["m1", "m2"]) })
+            .await?;
         trial.nothing_to_claim(worker, "all mail was read").await?;
     }
     Ok(())

@@ -205,7 +205,7 @@ impl Trial {
     /// Posts what must be accepted.
     pub(super) async fn deliver(&self, mail: &Mail) -> Verdict {
         let answers = self.post(std::slice::from_ref(mail)).await?;
-        same("the answer to a message to a saga that has not ended", &answers[..], &[Posted::Accepted])
+        same("the answer to a message to a saga that has not ended", &answers[..], [Posted::Accepted])
     }
 
     pub(super) async fn mail(&self, worker: WorkerId, limit: usize) -> Result<Vec<Mail>, Broken> {
