@@ -8,7 +8,8 @@
 //!
 //! - **Durable answers.** What was answered survives the death of every process. An error other than [`StoreError::Unavailable`]
 //!   means that nothing was written. After `Unavailable` nothing is known, and every method may be called again with
-//!   the same arguments: it gives the answer that it would have given the first time.
+//!   the same arguments: it gives the answer that it would have given the first time. Three cannot, and their callers know: a
+//!   [`claim`](Store::claim) (what it took is found by [`owned`](Store::owned)), a [`sweep`](Store::sweep), and an append *without an entry* that releases (the saga is no longer the caller's: `Lost`).
 //! - **One fence.** [`append`](Store::append) writes for a saga if and only if the caller owns it, at that epoch, at the moment of the commit. A claim, a release
 //!   and a loss change owner or epoch, so that nothing a former owner sends later has an effect.
 //! - **One mailbox.** [`post`](Store::post) touches neither row nor journal, so that it waits for no owner and no owner waits for it. A message is
@@ -72,7 +73,7 @@ pub struct Append {
     pub read: Vec<String>,
     /// The saga's new status, if it changes.
     pub status: Option<Status>,
-    /// What happens to the claim.
+    /// What happens to the claim. With a final status it is always a release for good.
     pub then: Then,
 }
 

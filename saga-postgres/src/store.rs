@@ -77,7 +77,7 @@ impl PgStoreOptions {
         // for a connection, by indexes: a plan made while the tables were empty has to be right when they are large. Where there is no index (the handful of workers) the
         // price that this puts on a scan would have it compiled, for a fifth of a second.
         let connect = self.connect.options([
-            ("lock_timeout", "500"),
+            ("lock_timeout", "100"),
             ("statement_timeout", "30000"),
             ("idle_in_transaction_session_timeout", "30000"),
             ("plan_cache_mode", "force_generic_plan"),

@@ -13,9 +13,11 @@ use sqlx::PgConnection;
 /// use saga_postgres::{InTransaction, PgStore};
 /// # async fn place<Order: Saga<Input = u32>>(pool: sqlx::PgPool, store: PgStore, orders: Sagas<Order>) -> Result<(), Box<dyn std::error::Error>> {
 /// let mut tx = pool.begin().await?;
-/// sqlx::query("INSERT INTO orders (id) VALUES (4711)").execute(&mut *tx).await?;
-/// orders.submit_in(&store, &mut tx, "order-4711", 4711).await?;
-/// tx.commit().await?;
+/// let order = orders.submit_in(&store, &mut tx, "order-4711", 4711).await?;
+/// if order.is_new() {
+///     sqlx::query("INSERT INTO orders (id) VALUES (4711)").execute(&mut *tx).await?;
+/// }
+/// tx.commit().await?; // in both cases, and before anything else is asked of the database
 /// store.wake(); // optional: otherwise the saga begins at the next poll
 /// # Ok(()) }
 /// ```
@@ -23,7 +25,7 @@ use sqlx::PgConnection;
 pub trait InTransaction<S: Saga> {
     /// [`Sagas::submit`], in a transaction. Its `outcome` is to be waited for after the commit.
     ///
-    /// While the transaction is open, others who start a saga with the same key wait for it, for half a second at most.
+    /// While the transaction is open, others who start a saga with the same key wait for it, for about a second at most; then they are told to try again.
     ///
     /// # Errors
     /// As [`Sagas::submit`]. [`StoreError::Contention`] (a deadlock, a serialization failure, a lock timeout): run the whole transaction again. After any error of the

@@ -5,7 +5,6 @@
 use futures::{StreamExt, stream};
 use saga_core::testing::conformance;
 use saga_postgres::{PgStore, testing};
-use std::time::Instant;
 
 /// Changes one statement, by its name.
 type Edit = fn(&str, String) -> String;
@@ -22,23 +21,6 @@ async fn fresh(edit: Edit) -> PgStore {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_postgres_store_conforms() {
     conformance::store(async || fresh(|_, sql| sql).await).await;
-}
-
-/// For whoever looks for a slow case: `cargo test --test conformance -- --ignored --nocapture`.
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-#[ignore = "prints how long each case takes"]
-async fn how_long_each_case_takes() {
-    for case in conformance::store_cases() {
-        let began = Instant::now();
-        let store = fresh(|_, sql| sql).await;
-        let ready = began.elapsed();
-        let verdict = case.try_on(store).await;
-        println!(
-            "{:>5} ms, after {} ms for a schema: {case} {verdict:?}",
-            (began.elapsed() - ready).as_millis(),
-            ready.as_millis()
-        );
-    }
 }
 
 /// What goes wrong without a rule: the statement, the change, and the case that notices.

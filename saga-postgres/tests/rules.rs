@@ -284,7 +284,16 @@ async fn rule_13_an_existing_key_is_read_in_a_second_statement() {
     // With the rule: the insert waits, and the second statement sees what it waited for.
     let submitted = tokio::spawn({
         let store = store.clone();
-        async move { store.start(&[common::new_start("k", None)]).await }
+        async move {
+            let start = common::new_start("k", None);
+            loop {
+                // It waits for no longer than its lock timeout, and is sent again.
+                match store.start(std::slice::from_ref(&start)).await {
+                    Err(StoreError::Contention(_)) => {}
+                    answer => return answer,
+                }
+            }
+        }
     });
     // Without: one statement that inserts or reads has a snapshot from before.
     let mut naive = PgConnection::connect(&url).await.unwrap();
@@ -313,6 +322,29 @@ async fn rule_13_waiting_for_somebodys_open_transaction_ends_in_a_typed_error() 
     sqlx::query(sqlx::AssertSqlSafe(insert)).execute(&mut *tx).await.unwrap();
     assert!(matches!(store.start(&[common::new_start("k", None)]).await, Err(StoreError::Contention(_))));
     assert_eq!(store.start(&[common::new_start("another", None)]).await.unwrap(), [Started::New]);
+}
+
+#[tokio::test]
+async fn rule_13_a_key_that_somebodys_open_transaction_holds_delays_no_other_start() {
+    let Setup { store, url, .. } = fresh(|_, sql| sql).await;
+    let engine = saga_core::Engine::builder(store.clone()).start().await.unwrap();
+    let orders = engine.sagas::<common::Order>();
+    let mut user = PgConnection::connect(&url).await.unwrap();
+    let mut tx = user.begin().await.unwrap();
+    let held = common::start_in(&store, &mut tx, "held").await.unwrap();
+    let waiting = tokio::spawn({
+        let orders = orders.clone();
+        async move { orders.submit("held", 1).await }
+    });
+    let began = std::time::Instant::now();
+    let others = (0..200).map(|n| orders.submit(format!("other {n}"), 1));
+    for other in futures::future::join_all(others).await {
+        other.unwrap();
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(!waiting.is_finished());
+    tx.commit().await.unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap().id(), held.id());
 }
 
 #[tokio::test]

@@ -34,7 +34,7 @@ impl Saga for OrderSaga {
 
     fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, ()> {
         let patiently = Retry::exponential(Duration::from_millis(200)).longest(Duration::from_secs(5));
-        let for_minutes = patiently.clone().elapsed(Duration::from_secs(120));
+        let for_minutes = patiently.elapsed(Duration::from_secs(120));
 
         let total = saga.compensatable("place-order").run(place_order).compensate(cancel_order);
         saga.compensatable("reserve-stock")
@@ -46,7 +46,7 @@ impl Saga for OrderSaga {
             .retry(for_minutes)
             .timeout(Duration::from_secs(5))
             .run(charge_payment);
-        saga.retriable("start-delivery").retry(patiently.clone().forever()).run(start_delivery);
+        saga.retriable("start-delivery").retry(patiently.forever()).run(start_delivery);
         saga.retriable("confirm-order").retry(patiently.forever()).run(confirm_order)
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     store::{Append, Appended, Start, Started, Store, StoreError},
 };
 use async_trait::async_trait;
+use futures::StreamExt;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -18,10 +19,25 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// The pause before a statement is sent again that the store did not answer, or a row is tried again that was busy.
 const AGAIN: Duration = Duration::from_millis(10);
+/// How often a start is tried that somebody else's transaction holds up, before its caller is told.
+const CONTENDED: u32 = 10;
 
 pub(crate) struct Committer {
     starts: mpsc::Sender<Waiting<Start, Started>>,
     appends: Vec<mpsc::UnboundedSender<Waiting<(Lease, Append), Appended>>>,
+}
+
+/// Runs tasks for as long as the engine.
+#[derive(Clone)]
+struct Spawn {
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Spawn {
+    fn task(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(self.stop.clone().run_until_cancelled_owned(task));
+    }
 }
 
 /// Something to write, and who waits for the answer. Who gave up waiting has dropped the other end.
@@ -37,16 +53,14 @@ impl Committer {
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) -> Self {
-        let spawn = |task: std::pin::Pin<Box<dyn Future<Output = ()> + Send>>| {
-            tasks.spawn(stop.clone().run_until_cancelled_owned(task));
-        };
+        let spawn = Spawn { tasks: tasks.clone(), stop: stop.clone() };
         // Bounded: whoever starts sagas faster than they can be written waits here. Appends are bounded by the
         // number of sagas in memory, each of which has at most one under way.
         let (starts, waiting) = mpsc::channel(2 * config.batch);
-        spawn(Box::pin(commit_starts(store.clone(), waiting, config.batch)));
+        spawn.task(commit_starts(store.clone(), waiting, config.batch, spawn.clone()));
         let appends = (0..config.committers.max(1)).map(|_| {
             let (appends, waiting) = mpsc::unbounded_channel();
-            spawn(Box::pin(commit_appends(store.clone(), waiting, config.batch)));
+            spawn.task(commit_appends(store.clone(), waiting, config.batch));
             appends
         });
         Self { starts, appends: appends.collect() }
@@ -76,6 +90,8 @@ impl Committer {
 trait Write: Sync {
     type Entry: Sync;
     type Answer: Clone + Send;
+    /// Whether to try again when the store was contended, or to answer with that.
+    const THROUGH_CONTENTION: bool;
     async fn write(&self, entries: &[Self::Entry]) -> Result<Vec<Self::Answer>, StoreError>;
 }
 
@@ -85,6 +101,7 @@ struct Starts<'s>(&'s dyn Store);
 impl Write for Starts<'_> {
     type Entry = Start;
     type Answer = Started;
+    const THROUGH_CONTENTION: bool = false;
     async fn write(&self, entries: &[Start]) -> Result<Vec<Started>, StoreError> {
         self.0.start(entries).await
     }
@@ -96,20 +113,52 @@ struct Appends<'s>(&'s dyn Store, WorkerId);
 impl Write for Appends<'_> {
     type Entry = Append;
     type Answer = Appended;
+    const THROUGH_CONTENTION: bool = true;
     async fn write(&self, entries: &[Append]) -> Result<Vec<Appended>, StoreError> {
         self.0.append(self.1, entries).await
     }
 }
 
-async fn commit_starts(store: Arc<dyn Store>, mut waiting: mpsc::Receiver<Waiting<Start, Started>>, limit: usize) {
+async fn commit_starts(
+    store: Arc<dyn Store>,
+    mut waiting: mpsc::Receiver<Waiting<Start, Started>>,
+    limit: usize,
+    spawn: Spawn,
+) {
     let mut batch = vec![];
     while waiting.recv_many(&mut batch, limit).await > 0 {
         let (entries, answers): (Vec<_>, Vec<_>) = batch.drain(..).map(|w| (w.entry, w.answer)).unzip();
         let written = write_until_answered(&entries, &answers, &Starts(&*store)).await;
-        for (answer, written) in answers.into_iter().zip(written) {
-            let _ = answer.send(written);
+        let mut contended = vec![];
+        for ((entry, answer), written) in entries.into_iter().zip(answers).zip(written) {
+            match written {
+                Err(StoreError::Contention(_)) => contended.push(Waiting { entry, answer }),
+                written => drop(answer.send(written)),
+            }
+        }
+        if !contended.is_empty() {
+            spawn.task(start_one_by_one(store.clone(), contended));
         }
     }
+}
+
+/// Somebody's open transaction holds one of these keys. Each waits for itself, and all beside what comes next.
+async fn start_one_by_one(store: Arc<dyn Store>, waiting: Vec<Waiting<Start, Started>>) {
+    let start = async |Waiting { entry, answer }: Waiting<Start, Started>| {
+        for attempt in 1.. {
+            match store.start(std::slice::from_ref(&entry)).await {
+                Err(StoreError::Contention(_)) if attempt < CONTENDED && !answer.is_closed() => sleep(AGAIN).await,
+                Err(StoreError::Unavailable(_)) if !answer.is_closed() => sleep(AGAIN).await,
+                written => {
+                    let one = written.map(|answers| answers.into_iter().next());
+                    let none = || StoreError::Unavailable("the store gave no answer".into());
+                    let _ = answer.send(one.and_then(|one| one.ok_or_else(none)));
+                    return;
+                }
+            }
+        }
+    };
+    futures::stream::iter(waiting).for_each_concurrent(4, start).await;
 }
 
 async fn commit_appends(
@@ -179,6 +228,10 @@ async fn write_until_answered<W: Write>(
                 }
                 Err(StoreError::Rejected(reason)) if part.len() == 1 => {
                     answers[part.start] = Some(Err(StoreError::Rejected(reason)));
+                    break;
+                }
+                Err(error @ StoreError::Contention(_)) if !W::THROUGH_CONTENTION => {
+                    answers[part].fill(Some(Err(error)));
                     break;
                 }
                 Err(StoreError::Rejected(_)) => {
