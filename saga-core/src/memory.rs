@@ -219,16 +219,18 @@ impl Store for MemoryStore {
         Ok(claimed.collect())
     }
 
-    async fn owned(&self, worker: WorkerId) -> Result<Vec<SagaId>, StoreError> {
+    async fn owned(&self, worker: WorkerId) -> Result<Vec<(SagaId, i64)>, StoreError> {
         let inner = self.lock();
-        Ok(inner.sagas.iter().filter(|(_, row)| row.owner == Some(worker)).map(|(saga, _)| *saga).collect())
+        let owned = inner.sagas.iter().filter(|(_, row)| row.owner == Some(worker));
+        Ok(owned.map(|(saga, row)| (*saga, row.record.epoch)).collect())
     }
 
-    async fn disown(&self, worker: WorkerId, sagas: &[SagaId]) -> Result<(), StoreError> {
+    async fn disown(&self, worker: WorkerId, sagas: &[(SagaId, i64)]) -> Result<(), StoreError> {
         let mut inner = self.lock();
-        for saga in sagas {
+        for (saga, epoch) in sagas {
             if let Some(row) = inner.sagas.get_mut(saga)
                 && row.owner == Some(worker)
+                && row.record.epoch == *epoch
             {
                 row.free(Some(Instant::now()));
                 row.record.epoch += 1;

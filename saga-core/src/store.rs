@@ -215,12 +215,12 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<Record>, StoreError>;
 
-    /// The sagas that `worker` owns.
-    async fn owned(&self, worker: WorkerId) -> Result<Vec<SagaId>, StoreError>;
+    /// The sagas that `worker` owns, each with the epoch of its claim.
+    async fn owned(&self, worker: WorkerId) -> Result<Vec<(SagaId, i64)>, StoreError>;
 
-    /// Gives back those of these sagas that `worker` owns: due at once, with no lapse counted. It does not know of them, because the answer to a claim
-    /// or a start was lost.
-    async fn disown(&self, worker: WorkerId, sagas: &[SagaId]) -> Result<(), StoreError>;
+    /// Gives back those of these sagas that `worker` owns at that very epoch: due at once, with no lapse counted. It does not know of them, because the answer
+    /// to a claim or a start was lost.
+    async fn disown(&self, worker: WorkerId, sagas: &[(SagaId, i64)]) -> Result<(), StoreError>;
 
     /// Puts messages into mailboxes. Answers one by one, in the batch's order.
     async fn post(&self, batch: &[Mail]) -> Result<Vec<Posted>, StoreError>;

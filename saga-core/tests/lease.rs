@@ -65,8 +65,8 @@ over_the_wire! {
     start(batch: &[Start]) -> Vec<Started>;
     append(worker: WorkerId, batch: &[Append]) -> Vec<Appended>;
     claim(worker: WorkerId, definitions: &[DefinitionId], limit: usize) -> Vec<Record>;
-    owned(worker: WorkerId) -> Vec<SagaId>;
-    disown(worker: WorkerId, sagas: &[SagaId]) -> ();
+    owned(worker: WorkerId) -> Vec<(SagaId, i64)>;
+    disown(worker: WorkerId, sagas: &[(SagaId, i64)]) -> ();
     post(batch: &[Mail]) -> Vec<Posted>;
     mail(worker: WorkerId, limit: usize) -> Vec<Mail>;
     find(name: &str, key: &str) -> Option<SagaId>;

@@ -45,6 +45,7 @@ pub(crate) fn meaning_of(error: &sqlx::Error) -> StoreError {
     let code = database.code().unwrap_or_default();
     let text = format!("{database} ({code})");
     match &*code {
+        "42P01" | "3F000" => StoreError::Unavailable(format!("{text}; was `PgStore::migrate` run on this schema?")),
         // Serialization failure, deadlock, lock timeout, statement timeout.
         "40001" | "40P01" | "55P03" | "57014" => StoreError::Contention(text),
         // Connection, transaction state, authorization, catalog, resources, missing tables, operator's intervention, system.

@@ -457,14 +457,15 @@ impl Store for PgStore {
         self.records(claimed).await
     }
 
-    async fn owned(&self, worker: WorkerId) -> Result<Vec<SagaId>, StoreError> {
+    async fn owned(&self, worker: WorkerId) -> Result<Vec<(SagaId, i64)>, StoreError> {
         let rows = self.rows(sqlx::query(self.queries().owned.clone()).bind(worker.as_uuid())).await?;
-        rows.iter().map(|row| column::<Uuid>(row, "id").map(SagaId::from)).collect()
+        rows.iter().map(|row| Ok((column::<Uuid>(row, "id")?.into(), column(row, "epoch")?))).collect()
     }
 
-    async fn disown(&self, worker: WorkerId, sagas: &[SagaId]) -> Result<(), StoreError> {
-        let ids: Vec<Uuid> = sagas.iter().map(|saga| saga.as_uuid()).collect();
-        self.rows(sqlx::query(self.queries().disown.clone()).bind(worker.as_uuid()).bind(ids)).await.map(drop)
+    async fn disown(&self, worker: WorkerId, sagas: &[(SagaId, i64)]) -> Result<(), StoreError> {
+        let (ids, epochs): (Vec<Uuid>, Vec<i64>) = sagas.iter().map(|(saga, epoch)| (saga.as_uuid(), epoch)).unzip();
+        let sql = sqlx::query(self.queries().disown.clone()).bind(worker.as_uuid());
+        self.rows(sql.bind(ids).bind(epochs)).await.map(drop)
     }
 
     async fn post(&self, batch: &[Mail]) -> Result<Vec<Posted>, StoreError> {

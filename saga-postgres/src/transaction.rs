@@ -57,7 +57,7 @@ impl<S: Saga> InTransaction<S> for Sagas<S> {
         let start = self.to_start(key, &input)?;
         let mut answers = store.start_on(tx, std::slice::from_ref(&start)).await?;
         let answer = answers.pop().ok_or_else(|| StoreError::Unavailable("the store gave no answer".into()))?;
-        self.has_started(&start, answer)
+        self.has_started(&start, answer).await
     }
 
     async fn cancel_in(&self, store: &PgStore, tx: &mut PgConnection, saga: SagaId, reason: &str) -> Result<(), Error> {

@@ -10,6 +10,7 @@ mod chaos {
     pub(crate) mod arena;
     pub(crate) mod blows;
     pub(crate) mod dice;
+    pub(crate) mod errand;
     pub(crate) mod fleet;
     pub(crate) mod ledger;
     pub(crate) mod proxy;
@@ -26,13 +27,17 @@ use chaos::{
     arena::{Arena, Client},
     blows::{self, Blow, Kind},
     dice::Dice,
+    errand::{self, Errand, Task},
     fleet::{self, Fleet, Orders},
-    now,
+    ledger, now,
     proxy::{Proxy, What, When},
     purchase::{Fate, Order},
     verdict::{Attempt, Closing, Verdict},
 };
-use saga_core::Outcome;
+use futures::future::join_all;
+use saga_core::{Error, Outcome, SagaId, Sagas, machine::Status, store::StoreError};
+use saga_postgres::{InTransaction, testing::Postgres};
+use sqlx::{PgPool, postgres::PgPoolOptions};
 use std::{
     collections::{BTreeMap, HashSet},
     fmt::Debug,
@@ -42,7 +47,11 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::{sync::Mutex, task::JoinSet, time::sleep};
+use tokio::{
+    sync::Mutex,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 /// Not a test: what a worker process runs.
 #[test]
@@ -87,7 +96,7 @@ async fn sagas_outlive_kills_freezes_and_lost_answers_to_commits() {
     let began = Instant::now();
     let (dice, scale) = (dice(), Scale::chosen());
     let arena = Arena::open().await;
-    let orders = Orders { store: arena.store_url.clone(), ledger: arena.ledger_url.clone(), lease: LEASE, slow: 30 };
+    let orders = arena.orders(LEASE);
     let mut fleet = Fleet::launch(2, &orders);
     let crowd = Crowd::gather(IN_FLIGHT, arena.client().await, dice.clone());
 
@@ -115,7 +124,7 @@ async fn sagas_outlive_kills_freezes_and_lost_answers_to_commits() {
     let keys = verdict.no_key_has_two_payloads();
     println!("{} attempts under {keys} keys, {} effects repeated", verdict.attempts.len(), verdict.repeated_effects());
     verdict.no_attempt_has_a_twin();
-    surplus_attempts_were_under_way_at_a_loss(&verdict, &fleet, &blows);
+    surplus_attempts_were_in_flight_at_a_loss(&verdict, &fleet, &blows);
 }
 
 /// Cuts connections at commits, `cuts` times after the commit was sent, and some times before.
@@ -143,7 +152,7 @@ async fn cut_connections(proxy: &Proxy, dice: &Dice, cuts: usize) {
 struct Crowd {
     client: Arc<Client>,
     going: Arc<AtomicBool>,
-    customers: JoinSet<Vec<(saga_core::SagaId, Outcome<String>)>>,
+    customers: JoinSet<Vec<(SagaId, Outcome<String>)>>,
 }
 
 impl Crowd {
@@ -164,14 +173,14 @@ impl Crowd {
     }
 
     /// Waits until all that was ordered has ended.
-    async fn disperse(self) -> (Arc<Client>, Vec<(saga_core::SagaId, Outcome<String>)>) {
+    async fn disperse(self) -> (Arc<Client>, Vec<(SagaId, Outcome<String>)>) {
         self.going.store(false, Ordering::Relaxed);
         let ended = self.customers.join_all().await;
         (self.client, ended.concat())
     }
 }
 
-async fn order(client: &Client, dice: &Dice, number: u64) -> (saga_core::SagaId, Outcome<String>) {
+async fn order(client: &Client, dice: &Dice, number: u64) -> (SagaId, Outcome<String>) {
     let fate = match dice.within(0..100) {
         0..60 => Fate::Completes,
         60..75 => Fate::IsDeclined,
@@ -191,7 +200,7 @@ async fn order(client: &Client, dice: &Dice, number: u64) -> (saga_core::SagaId,
     (saga.id(), client.outcome(&saga).await)
 }
 
-fn the_crowd_was_told_the_truth(verdict: &Verdict, returned: &[(saga_core::SagaId, Outcome<String>)]) {
+fn the_crowd_was_told_the_truth(verdict: &Verdict, returned: &[(SagaId, Outcome<String>)]) {
     let ids: HashSet<_> = returned.iter().map(|(id, _)| *id).collect();
     assert_eq!(
         (ids.len(), returned.len()),
@@ -209,43 +218,48 @@ fn the_crowd_was_told_the_truth(verdict: &Verdict, returned: &[(saga_core::SagaI
     }
 }
 
-/// An attempt is *surplus* if another one had to follow although this one did not say so. Each must have been under way, or just
-/// ended and on its way into the journal, when its process lost its sagas: by a kill, a freeze, or because it could not beat in time.
-fn surplus_attempts_were_under_way_at_a_loss(verdict: &Verdict, fleet: &Fleet, blows: &[Blow]) {
-    /// Between the system call and the last instruction of the process.
-    const TO_DIE: i64 = 5_000;
-    /// Between the end of an attempt and the commit of its outcome, retries included.
+/// An attempt is *surplus* if another one had to follow although this one did not say so. Each must have been in flight when its process
+/// lost its sagas (by a kill, a freeze, or because it could not beat in time): begun, and not ended as the ledger says, or just ended
+/// and its outcome still on the way into the journal.
+fn surplus_attempts_were_in_flight_at_a_loss(verdict: &Verdict, fleet: &Fleet, blows: &[Blow]) {
+    /// Between the system call and the last instruction of the process, on a busy machine.
+    const TO_STOP: i64 = 200_000;
+    /// Between the end of an attempt and the commit of its outcome, with connections cut meanwhile.
     const TO_BE_WRITTEN: i64 = 1_500_000;
     let slow = slow_losses(fleet, blows);
     let losses: Vec<(i32, i64)> = blows.iter().map(|blow| (blow.pid, blow.at)).chain(slow.iter().copied()).collect();
     let under_way = |attempt: &Attempt, (pid, at): (i32, i64)| {
-        attempt.pid == pid && attempt.started <= at + TO_DIE && attempt.ended.is_none_or(|ended| ended >= at)
-    };
-    let just_ended = |attempt: &Attempt, (pid, at): (i32, i64)| {
-        attempt.pid == pid && attempt.ended.is_some_and(|ended| (at - TO_BE_WRITTEN..at).contains(&ended))
+        attempt.pid == pid && attempt.started <= at + TO_STOP && attempt.ended.is_none_or(|ended| ended >= at)
     };
     let closings = counted(verdict.attempts.iter().map(|attempt| verdict.closing(attempt)));
-    let surplus: Vec<&Attempt> =
-        verdict.attempts.iter().filter(|attempt| verdict.closing(attempt) == Some(Closing::Lost)).collect();
-    let (caught, late): (Vec<&Attempt>, Vec<&Attempt>) =
-        surplus.iter().copied().partition(|attempt| losses.iter().any(|loss| under_way(attempt, *loss)));
-    let bound =
-        losses.iter().map(|loss| verdict.attempts.iter().filter(|a| under_way(a, *loss)).count()).sum::<usize>();
+    let surplus = verdict.attempts.iter().filter(|attempt| verdict.closing(attempt) == Closing::Lost);
+    let (caught, just_ended): (Vec<&Attempt>, Vec<&Attempt>) =
+        surplus.partition(|attempt| losses.iter().any(|loss| under_way(attempt, *loss)));
+    // How long before the loss they had ended.
+    let waited = just_ended.iter().map(|attempt| {
+        let ended = attempt.ended.unwrap_or_default();
+        let waited =
+            losses.iter().filter(|(pid, at)| *pid == attempt.pid && *at >= ended).map(|(_, at)| at - ended).min();
+        let waited = waited.filter(|waited| *waited <= TO_BE_WRITTEN);
+        waited.unwrap_or_else(|| {
+            let events = &verdict.sagas[&attempt.saga].events;
+            panic!("nothing explains that another attempt followed {attempt:?}: {events:#?}")
+        })
+    });
+    let longest = waited.max().unwrap_or_default() / 1000;
+    let bound: usize =
+        losses.iter().map(|loss| verdict.attempts.iter().filter(|attempt| under_way(attempt, *loss)).count()).sum();
+    println!("how attempts were followed: {closings:?}");
     println!(
-        "attempts: {closings:?}\n{} surplus attempts: {} of the {bound} under way at {} blows and {} late heartbeats, and {} that had just ended; {} came after their undo and were refused",
-        surplus.len(),
+        "surplus attempts: {} of the {bound} under way at {} blows and {} late heartbeats, and {} that had ended at most {longest} ms before",
         caught.len(),
         blows.len(),
         slow.len(),
-        late.len(),
-        verdict.attempts.iter().filter(|attempt| attempt.refused == Some(true)).count(),
+        just_ended.len(),
     );
-    for attempt in late {
-        let events = &verdict.sagas[&attempt.saga].events;
-        let explained = losses.iter().any(|loss| just_ended(attempt, *loss));
-        assert!(explained, "nothing explains that another attempt followed {attempt:?}: {events:#?}");
-    }
-    assert!(surplus.len() <= bound, "{} surplus attempts, {bound} under way at losses", surplus.len());
+    let refused = verdict.attempts.iter().filter(|attempt| attempt.refused == Some(true)).count();
+    println!("attempts that came after their undo and were refused: {refused}");
+    assert!(caught.len() <= bound);
 }
 
 /// Leases that lapsed although nobody had touched the process, as its log says: cuts and a busy machine can do that.
@@ -268,4 +282,189 @@ fn counted<T: Debug>(items: impl IntoIterator<Item = T>) -> BTreeMap<String, usi
         *counts.entry(format!("{item:?}")).or_default() += 1;
     }
     counts
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_transaction_with_a_cancel_in_it_delays_no_other_saga() {
+    const OPEN: Duration = Duration::from_secs(30);
+    const TOLERANCE: Duration = Duration::from_millis(100);
+    let _alone = ALONE.lock().await;
+    let postgres = Postgres::private().await.unwrap();
+    let pool = PgPoolOptions::new().max_connections(4).connect(&postgres.url()).await.unwrap();
+    sqlx::raw_sql("CREATE TABLE note (text text)").execute(&pool).await.unwrap();
+    // Whatever else this machine does meanwhile happens to both. Only one has the open transaction.
+    let (engine, store) = errand::engine(&postgres.url(), "saga").await;
+    let (other_engine, _) = errand::engine(&postgres.url(), "undisturbed").await;
+    let (disturbed, undisturbed) = (engine.sagas::<Errand>(), other_engine.sagas::<Errand>());
+    let waiting = disturbed.submit("waiting", Task::Wait).await.unwrap();
+
+    let transaction = async {
+        let mut tx = pool.begin().await.unwrap();
+        sqlx::query("INSERT INTO note VALUES ('cancelled')").execute(&mut *tx).await.unwrap();
+        disturbed.cancel_in(&store, &mut tx, waiting.id(), "changed my mind").await.unwrap();
+        let backend: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *tx).await.unwrap();
+        let before = waiting.history().await.unwrap().events().len();
+        let blocked = watch_for_blocked(&pool, backend, OPEN).await;
+        let after = waiting.history().await.unwrap();
+        tx.commit().await.unwrap();
+        assert!(after.events().len() > before + 100, "the saga that is to be cancelled goes on meanwhile:\n{after}");
+        assert_eq!(blocked, 0, "somebody waited for a lock of the user's transaction");
+        after.events().len() - before
+    };
+    let (events, pairs) = tokio::join!(transaction, time_pairs(&disturbed, &undisturbed, OPEN));
+    let committed = Instant::now();
+    store.wake();
+    let outcome = waiting.outcome().await.unwrap();
+    assert!(matches!(&outcome, Outcome::RolledBack(why) if why.to_string() == "changed my mind"), "{outcome:?}");
+
+    let slower = pairs.iter().map(|(with, without)| with.saturating_sub(*without)).max().unwrap();
+    let faster = pairs.iter().map(|(with, without)| without.saturating_sub(*with)).max().unwrap();
+    let (with, without): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+    println!(
+        "{} pairs of sagas in {OPEN:?}: beside the open transaction {}, without it {}; a saga was slower than its twin by {slower:.1?} at most, and faster by {faster:.1?}",
+        with.len(),
+        spread(with),
+        spread(without),
+    );
+    println!(
+        "the cancelled saga wrote {events} events meanwhile, and was rolled back {:.1?} after the commit",
+        committed.elapsed()
+    );
+    // What the machine does to one twin and not to the other it does in both directions.
+    assert!(slower <= TOLERANCE + faster);
+}
+
+/// For so long: how often anybody was seen waiting for a lock that this backend holds.
+async fn watch_for_blocked(pool: &PgPool, backend: i32, how_long: Duration) -> i64 {
+    let began = Instant::now();
+    let mut blocked = 0;
+    while began.elapsed() < how_long {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE $1 = ANY (pg_blocking_pids(pid))";
+        blocked += sqlx::query_scalar::<_, i64>(sql).bind(backend).fetch_one(pool).await.unwrap();
+        sleep(Duration::from_millis(50)).await;
+    }
+    blocked
+}
+
+/// Runs twins at the same time, one here, one there, twenty pairs a second.
+async fn time_pairs(here: &Sagas<Errand>, there: &Sagas<Errand>, how_long: Duration) -> Vec<(Duration, Duration)> {
+    let began = Instant::now();
+    let mut pairs = JoinSet::new();
+    for number in 0.. {
+        if began.elapsed() > how_long {
+            break;
+        }
+        let (here, there) = (here.clone(), there.clone());
+        pairs.spawn(async move { tokio::join!(time_one(&here, number), time_one(&there, number)) });
+        sleep(Duration::from_millis(50)).await;
+    }
+    pairs.join_all().await
+}
+
+async fn time_one(sagas: &Sagas<Errand>, number: u32) -> Duration {
+    let began = Instant::now();
+    let saga = sagas.submit(format!("errand-{number}"), Task::Say("hello".into())).await.unwrap();
+    assert_eq!(saga.outcome().await.unwrap(), Outcome::Completed("hello".into()));
+    began.elapsed()
+}
+
+fn spread(mut times: Vec<Duration>) -> String {
+    times.sort();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    format!("median {:.1?}, 99 % {:.1?}, slowest {:.1?}", at(50), at(99), at(100))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_with_one_bad_payload_commits_the_rest() {
+    const SAGAS: usize = 200;
+    let _alone = ALONE.lock().await;
+    let postgres = Postgres::private().await.unwrap();
+    let pool = PgPoolOptions::new().max_connections(2).connect(&postgres.url()).await.unwrap();
+    let (engine, store) = errand::engine(&postgres.url(), "saga").await;
+    let sagas = engine.sagas::<Errand>();
+    let refuse =
+        "ALTER TABLE saga.saga_journal ADD CONSTRAINT good CHECK (convert_from(entry, 'UTF8') !~ 'unspeakable')";
+    sqlx::raw_sql(refuse).execute(&pool).await.unwrap();
+
+    let culprit = sagas.submit("culprit", Task::Say("unspeakable".into()));
+    let others = (0..SAGAS).map(|number| sagas.submit(format!("{number}"), Task::Say(format!("{number}"))));
+    // Postgres takes no NUL in a text: the batch of starts has its own culprit.
+    let (culprit, others, no_key) = tokio::join!(culprit, join_all(others), sagas.submit("no\0key", Task::Wait));
+    assert!(matches!(no_key, Err(Error::Store(StoreError::Rejected(_)))), "{no_key:?}");
+    for (number, saga) in others.into_iter().enumerate() {
+        assert_eq!(saga.unwrap().outcome().await.unwrap(), Outcome::Completed(number.to_string()));
+    }
+    let culprit = culprit.unwrap();
+    let Outcome::Parked(why) = culprit.outcome().await.unwrap() else { panic!("the culprit is not parked") };
+    assert!(why.reason.contains("violates check constraint \"good\""), "{why}");
+    println!("{SAGAS} sagas completed, in {} statements, beside one that is parked:", store.statements_sent());
+    println!("{}", culprit.history().await.unwrap());
+
+    sqlx::raw_sql("ALTER TABLE saga.saga_journal DROP CONSTRAINT good").execute(&pool).await.unwrap();
+    sagas.resume(culprit.id(), "eve").await.unwrap();
+    let ended = async {
+        loop {
+            match culprit.outcome().await.unwrap() {
+                Outcome::Parked(_) => sleep(Duration::from_millis(10)).await,
+                ended => return ended,
+            }
+        }
+    };
+    assert_eq!(timeout(ledger::PATIENCE, ended).await.unwrap(), Outcome::Completed("unspeakable".into()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_saga_that_kills_its_workers_is_parked_after_three() {
+    poison_is_parked(Duration::from_millis(300)).await;
+}
+
+/// One that kills at once leaves those that were claimed together with it no time to get anywhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "shows what is still missing: all that were claimed together with the poison are parked with it"]
+async fn a_saga_that_kills_its_workers_at_once_takes_no_other_with_it() {
+    poison_is_parked(Duration::ZERO).await;
+}
+
+const fn kind_of<T>(outcome: &Outcome<T>) -> Status {
+    match outcome {
+        Outcome::Completed(_) => Status::Completed,
+        Outcome::RolledBack(_) => Status::RolledBack,
+        Outcome::Parked(_) => Status::Parked,
+    }
+}
+
+async fn poison_is_parked(poison: Duration) {
+    const OTHERS: u64 = 60;
+    let _alone = ALONE.lock().await;
+    let arena = Arena::open().await;
+    let mut fleet = Fleet::launch(2, &Orders { slow: 0, poison, ..arena.orders(LEASE) });
+    let client = arena.client().await;
+    let began = Instant::now();
+    let others = (0..OTHERS).map(async |number| {
+        let saga = client.submit(&number.to_string(), &Order { number, fate: Fate::Completes }).await;
+        client.outcome(&saga).await
+    });
+    let culprit = async {
+        let saga = client.submit("poison", &Order { number: OTHERS, fate: Fate::IsPoison }).await;
+        (client.outcome(&saga).await, saga)
+    };
+    let (outcomes, (outcome, culprit)) = tokio::join!(join_all(others), culprit);
+    println!("{}", culprit.history().await.unwrap());
+    let died = fleet.ends().len();
+    println!("{OTHERS} sagas beside the poison: {:?}", counted(outcomes.iter().map(kind_of)));
+    println!("the poison was parked after {:.1?} and {died} dead workers", began.elapsed());
+    assert!(matches!(&outcome, Outcome::Parked(why) if why.step.is_none()), "{outcome:?}");
+    assert_eq!(died, 3);
+
+    // Those who are left live on.
+    let workers = [fleet.pid(0).await, fleet.pid(1).await];
+    let number = OTHERS + 1;
+    let last = client.submit("last", &Order { number, fate: Fate::Completes }).await;
+    assert!(matches!(client.outcome(&last).await, Outcome::Completed(_)));
+    sleep(2 * LEASE).await;
+    assert_eq!([fleet.pid(0).await, fleet.pid(1).await], workers);
+    fleet.scuttle().await;
+    let verdict = Verdict::read(&arena.pool).await;
+    verdict.all_ended_as_they_should();
+    verdict.the_ledger_balances();
 }

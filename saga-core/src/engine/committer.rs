@@ -18,7 +18,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// The pause before a statement is sent again that the store did not answer, or a row is tried again that was busy.
-const AGAIN: Duration = Duration::from_millis(10);
+pub(crate) const AGAIN: Duration = Duration::from_millis(10);
 /// How often a start is tried that somebody else's transaction holds up, before its caller is told.
 const CONTENDED: u32 = 10;
 

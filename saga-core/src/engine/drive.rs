@@ -12,11 +12,12 @@ use crate::{
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use serde::{Deserialize, Serialize};
-use std::{any::Any, collections::HashSet, panic::AssertUnwindSafe, pin::pin, sync::Arc, time::Duration};
+use std::{any::Any, collections::HashSet, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until, timeout},
 };
+use tokio_util::task::AbortOnDropHandle;
 
 /// What a message from outside says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -50,7 +51,7 @@ pub(crate) struct Drive {
     opened: HashSet<String>,
     mailbox: mpsc::UnboundedReceiver<Mail>,
     under_way: Vec<StepIndex>,
-    attempts: FuturesUnordered<BoxFuture<'static, Input>>,
+    attempts: FuturesUnordered<BoxFuture<'static, (StepIndex, Option<Input>)>>,
     ended: watch::Sender<Option<Ended>>,
     _place: Place,
 }
@@ -59,18 +60,14 @@ type Answer = Result<Appended, StoreError>;
 
 impl Drive {
     pub(crate) fn new(
-        shared: Arc<Shared>,
         process: Arc<dyn Process>,
         lease: Lease,
         record: Record,
+        events: &[Event],
         mailbox: mpsc::UnboundedReceiver<Mail>,
         ended: watch::Sender<Option<Ended>>,
         place: Place,
     ) -> Self {
-        let (state, unreadable) = match journal::decode(&record.journal) {
-            Ok(events) => (State::replay(process.graph(), &events), None),
-            Err(error) => (State::new(process.graph()), Some(format!("the journal cannot be read: {error}"))),
-        };
         let mut drive = Self {
             saga: record.saga,
             input: record.input,
@@ -78,23 +75,21 @@ impl Drive {
             age: (Millis::try_from(record.age.as_millis()).unwrap_or(Millis::MAX / 2), Instant::now()),
             status: record.status,
             seq: i32::try_from(record.journal.len()).unwrap_or(i32::MAX),
-            state,
+            state: State::replay(process.graph(), events),
             pending: vec![],
             read: vec![],
             opened: HashSet::new(),
             under_way: vec![],
             attempts: FuturesUnordered::new(),
-            shared,
+            shared: place.shared.clone(),
             process,
             lease,
             mailbox,
             ended,
             _place: place,
         };
-        match unreadable {
-            Some(reason) => drive.take(Input::Unwritable { reason }),
-            None if record.lapses > drive.state.lapses() => drive.take(Input::Lapsed { total: record.lapses }),
-            None => {}
+        if record.lapses > drive.state.lapses() {
+            drive.take(Input::Lapsed { total: record.lapses });
         }
         for mail in record.mail {
             drive.open(mail);
@@ -124,6 +119,8 @@ impl Drive {
             let timer = if writing.is_none() { self.timer() } else { None };
             tokio::select! {
                 biased;
+                // First, since nobody looks behind a branch that is ready every time.
+                () = &mut lost => return,
                 answer = answer_of(&mut writing), if writing.is_some() => {
                     let Some((append, _)) = writing.take() else { continue };
                     match answer {
@@ -136,10 +133,9 @@ impl Drive {
                         Some(Ok(_)) | None => return,
                     }
                 }
-                Some(input) = self.attempts.next(), if !self.attempts.is_empty() => self.attempt_ended(input),
+                Some((step, input)) = self.attempts.next(), if !self.attempts.is_empty() => self.attempt_ended(step, input),
                 Some(mail) = self.mailbox.recv() => self.open(mail),
                 () = wait_until(timer), if timer.is_some() => {}
-                () = &mut lost => return,
                 () = &mut draining => {}
                 () = &mut grace_over => self.abandon_attempts(),
             }
@@ -161,11 +157,12 @@ impl Drive {
         }
     }
 
-    fn attempt_ended(&mut self, input: Input) {
-        if let Input::Attempt { step, .. } | Input::Compensation { step, .. } = &input {
-            self.under_way.retain(|under_way| under_way != step);
+    /// `None` for an attempt that did not begin.
+    fn attempt_ended(&mut self, step: StepIndex, input: Option<Input>) {
+        self.under_way.retain(|under_way| *under_way != step);
+        if let Some(input) = input {
+            self.take(input);
         }
-        self.take(input);
     }
 
     fn open(&mut self, mail: Mail) {
@@ -214,7 +211,7 @@ impl Drive {
         }
     }
 
-    fn attempt(&self, step: StepIndex) -> BoxFuture<'static, Input> {
+    fn attempt(&self, step: StepIndex) -> BoxFuture<'static, (StepIndex, Option<Input>)> {
         let node = self.process.graph().node(step);
         let output_of = |&read: &StepIndex| match &self.state.steps()[read] {
             Step::Succeeded(output) => Some(output.clone()),
@@ -237,10 +234,11 @@ impl Drive {
                 let allowed = node.compensation.timeout;
                 Box::pin(async move {
                     let outcome = match limits.attempt(allowed, work).await {
-                        Ok(outcome) => outcome,
-                        Err(error) => Err(error),
+                        Attempt::Ended(outcome) => outcome,
+                        Attempt::Unknown(error) => Err(error),
+                        Attempt::NotBegun => return (step, None),
                     };
-                    Input::Compensation { step, outcome }
+                    (step, Some(Input::Compensation { step, outcome }))
                 })
             }
             (_, Some(arguments)) => {
@@ -250,19 +248,20 @@ impl Drive {
                 let longest = self.shared.config.payload;
                 Box::pin(async move {
                     let outcome = match limits.attempt(allowed, work).await {
-                        Ok(Outcome::Success(output)) if output.as_str().len() > longest => {
+                        Attempt::Ended(Outcome::Success(output)) if output.as_str().len() > longest => {
                             let bytes = output.as_str().len();
                             Outcome::Broken(format!("its output has {bytes} bytes, more than the {longest} allowed"))
                         }
-                        Ok(outcome) => outcome,
-                        Err(error) => Outcome::Unknown(error),
+                        Attempt::Ended(outcome) => outcome,
+                        Attempt::Unknown(error) => Outcome::Unknown(error),
+                        Attempt::NotBegun => return (step, None),
                     };
-                    Input::Attempt { step, outcome }
+                    (step, Some(Input::Attempt { step, outcome }))
                 })
             }
             (_, None) => {
                 let outcome = Outcome::Broken("it reads a step that has no output".into());
-                Box::pin(std::future::ready(Input::Attempt { step, outcome }))
+                Box::pin(std::future::ready((step, Some(Input::Attempt { step, outcome }))))
             }
         }
     }
@@ -278,7 +277,7 @@ impl Drive {
 
     /// When to look at the agenda again; nothing to wait for while something else will wake the loop.
     fn timer(&self) -> Option<Instant> {
-        if !self.pending.is_empty() || self.shared.draining.is_cancelled() {
+        if !self.pending.is_empty() || self.shared.draining.is_cancelled() || !self.lease.holds() {
             return None;
         }
         let (age, since) = self.age;
@@ -358,7 +357,7 @@ impl Drive {
             let _ = self.shared.committer.append(&self.lease, mark).await;
             return None;
         }
-        let record = self.shared.store.read(self.saga).await.ok().flatten()?;
+        let record = self.shared.reread(&self.lease, self.saga).await?;
         let events = journal::decode(&record.journal).ok()?;
         self.state = State::replay(self.process.graph(), &events);
         self.opened.clear();
@@ -389,19 +388,33 @@ struct Limits {
 }
 
 impl Limits {
-    /// Runs one attempt within the limits of concurrency, lease and time. An error says that its outcome is unknown.
-    async fn attempt<T>(self, allowed: Duration, work: impl Future<Output = T>) -> Result<T, String> {
+    /// Runs one attempt within the limits of concurrency, lease and time, in a task of its own: whatever the user's code does there, a panic
+    /// on drop included, is its attempt's affair.
+    async fn attempt<T: Send + 'static>(
+        self,
+        allowed: Duration,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Attempt<T> {
         let _permit = self.shared.attempts.acquire().await;
-        if !self.lease.holds() {
-            // The loop around is about to end: nothing must start any more.
-            std::future::pending::<()>().await;
+        if !self.lease.holds() || self.shared.draining.is_cancelled() {
+            return Attempt::NotBegun;
         }
-        match timeout(allowed, AssertUnwindSafe(work).catch_unwind()).await {
-            Ok(Ok(outcome)) => Ok(outcome),
-            Ok(Err(panic)) => Err(format!("it panicked: {}", message_of(&*panic))),
-            Err(_) => Err(format!("no answer within {allowed:?}")),
+        let work = AbortOnDropHandle::new(self.shared.drives.spawn(work));
+        match timeout(allowed, work).await {
+            Ok(Ok(outcome)) => Attempt::Ended(outcome),
+            Ok(Err(stopped)) => Attempt::Unknown(match stopped.try_into_panic() {
+                Ok(panic) => format!("it panicked: {}", message_of(&*panic)),
+                Err(stopped) => format!("it was stopped: {stopped}"),
+            }),
+            Err(_) => Attempt::Unknown(format!("no answer within {allowed:?}")),
         }
     }
+}
+
+enum Attempt<T> {
+    Ended(T),
+    Unknown(String),
+    NotBegun,
 }
 
 fn message_of(panic: &(dyn Any + Send)) -> &str {

@@ -227,20 +227,43 @@ impl Shared {
         }
     }
 
+    /// A saga as it stands, for as long as its lease holds: what is not known about it must not be guessed.
+    async fn reread(&self, lease: &Lease, saga: SagaId) -> Option<Record> {
+        while lease.holds() {
+            match self.store.read(saga).await {
+                Ok(record) => return record,
+                Err(error) => tracing::warn!(%error, %saga, "cannot read the saga again"),
+            }
+            tokio::time::sleep(committer::AGAIN).await;
+        }
+        None
+    }
+
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(self.killed.clone().run_until_cancelled_owned(task));
     }
 
-    fn spawn_drive(&self, drive: Drive) {
-        self.drives.spawn(self.killed.clone().run_until_cancelled_owned(drive.run()));
+    fn spawn_drive(&self, drive: impl Future<Output = ()> + Send + 'static) {
+        self.drives.spawn(self.killed.clone().run_until_cancelled_owned(drive));
     }
 
-    /// Bounds how long a user's call waits for the store.
-    async fn patiently<T>(&self, call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    /// Makes a user's call again until the store has answered it, for as long as patience lasts.
+    async fn patiently<T, C: Future<Output = Result<T, StoreError>>>(
+        &self,
+        call: impl Fn() -> C,
+    ) -> Result<T, StoreError> {
         let patience = self.config.patience;
-        timeout(patience, call)
-            .await
-            .unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer within {patience:?}"))))
+        let mut last = String::new();
+        let answered = timeout(patience, async {
+            loop {
+                match call().await {
+                    Err(StoreError::Unavailable(error)) => last = error,
+                    answer => return answer,
+                }
+                tokio::time::sleep(committer::AGAIN).await;
+            }
+        });
+        answered.await.unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer within {patience:?} {last}"))))
     }
 
     /// Writes a saga, and runs it here if there is room.
@@ -280,7 +303,8 @@ impl Shared {
             mail: vec![],
         };
         let (ended, end) = watch::channel(None);
-        self.spawn_drive(Drive::new(self.clone(), process, lease, record, mailbox, ended, place));
+        let drive = Drive::new(process, lease, record, &[], mailbox, ended, place);
+        self.spawn_drive(drive.run());
         Ok((answer, Some(end)))
     }
 }
@@ -289,19 +313,24 @@ impl Shared {
 pub(crate) struct Place {
     shared: Arc<Shared>,
     saga: SagaId,
+    mailbox: mpsc::UnboundedSender<Mail>,
     _slot: OwnedSemaphorePermit,
 }
 
 impl Place {
     fn take(shared: &Arc<Shared>, saga: SagaId, slot: OwnedSemaphorePermit) -> (Self, mpsc::UnboundedReceiver<Mail>) {
         let (sender, mailbox) = mpsc::unbounded_channel();
-        shared.in_memory().insert(saga, sender);
-        (Self { shared: shared.clone(), saga, _slot: slot }, mailbox)
+        shared.in_memory().insert(saga, sender.clone());
+        (Self { shared: shared.clone(), saga, mailbox: sender, _slot: slot }, mailbox)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.shared.in_memory().remove(&self.saga);
+        // After a loss of the lease the saga may have been claimed anew before its old place was cleared: that one stays.
+        let mut in_memory = self.shared.in_memory();
+        if in_memory.get(&self.saga).is_some_and(|mailbox| mailbox.same_channel(&self.mailbox)) {
+            in_memory.remove(&self.saga);
+        }
     }
 }

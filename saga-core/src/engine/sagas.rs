@@ -7,7 +7,7 @@ use crate::{
 };
 use serde::Serialize;
 use std::{fmt, sync::Arc};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use uuid::Uuid;
 
 /// How a saga ended, or that it waits for a person.
@@ -186,8 +186,11 @@ impl<S: Saga> Sagas<S> {
     pub async fn submit(&self, key: impl Into<String>, input: S::Input) -> Result<Started<S>, Error> {
         let (start, key) = self.start(key.into(), &input)?;
         let saga = start.saga;
-        let (answer, ended) = self.shared.patiently(self.shared.clone().submit(start)).await?;
-        self.started(saga, key, answer, ended)
+        let input = start.input.clone();
+        let patience = self.shared.config.patience;
+        let lost = |_| StoreError::Unavailable(format!("no answer within {patience:?}"));
+        let (answer, ended) = timeout(patience, self.shared.clone().submit(start)).await.map_err(lost)??;
+        self.started(saga, key, &input, answer, ended).await
     }
 
     /// What [`submit`](Self::submit) would write, for stores that can write it in the user's own transaction. Nobody owns it: it
@@ -203,8 +206,8 @@ impl<S: Saga> Sagas<S> {
     ///
     /// # Errors
     /// [`Error::KeyTaken`].
-    pub fn has_started(&self, start: &Start, answer: Answer) -> Result<Started<S>, Error> {
-        self.started(start.saga, start.key.clone(), answer, None)
+    pub async fn has_started(&self, start: &Start, answer: Answer) -> Result<Started<S>, Error> {
+        self.started(start.saga, start.key.clone(), &start.input, answer, None).await
     }
 
     fn start(&self, key: String, input: &S::Input) -> Result<(Start, String), Error> {
@@ -225,20 +228,28 @@ impl<S: Saga> Sagas<S> {
         Ok((start, key))
     }
 
-    fn started(
+    async fn started(
         &self,
         saga: SagaId,
         key: String,
+        input: &Encoded,
         answer: Answer,
         ended: Option<watch::Receiver<Option<Ended>>>,
     ) -> Result<Started<S>, Error> {
         match answer {
             Answer::New => Ok(Started { sagas: self.clone(), saga, ended, new: true }),
-            Answer::Existing { saga, same_input: true } => {
+            Answer::Existing { saga, same_input } if same_input || self.means_the_same(saga, input).await? => {
                 Ok(Started { sagas: self.clone(), saga, ended: None, new: false })
             }
-            Answer::Existing { saga, same_input: false } => Err(Error::KeyTaken { name: S::NAME, key, saga }),
+            Answer::Existing { saga, .. } => Err(Error::KeyTaken { name: S::NAME, key, saga }),
         }
+    }
+
+    /// A map is written in any order: where the bytes differ, what they say decides.
+    async fn means_the_same(&self, saga: SagaId, input: &Encoded) -> Result<bool, Error> {
+        let before = self.shared.patiently(|| self.shared.store.read(saga)).await?;
+        let said = |input: &Encoded| input.decode::<serde_json::Value>().ok();
+        Ok(before.is_some_and(|before| said(&before.input) == said(input)))
     }
 
     /// A handle to a saga that was started before, here or elsewhere.
@@ -251,7 +262,7 @@ impl<S: Saga> Sagas<S> {
     /// # Errors
     /// [`Error::Store`].
     pub async fn find(&self, key: &str) -> Result<Option<Started<S>>, Error> {
-        let found = self.shared.patiently(self.shared.store.find(S::NAME, key)).await?;
+        let found = self.shared.patiently(|| self.shared.store.find(S::NAME, key)).await?;
         Ok(found.map(|saga| self.get(saga)))
     }
 
@@ -292,7 +303,7 @@ impl<S: Saga> Sagas<S> {
 
     async fn post(&self, saga: SagaId, letter: &Letter) -> Result<(), Error> {
         let mail = [mail(saga, letter)?];
-        let posted = self.shared.patiently(self.shared.store.post(&mail)).await?;
+        let posted = self.shared.patiently(|| self.shared.store.post(&mail)).await?;
         self.shared.store.hint(Hint::Mail);
         match posted.first() {
             Some(Posted::Accepted) => Ok(()),
@@ -361,8 +372,8 @@ impl<S: Saga> Started<S> {
     /// # Errors
     /// [`Error::NoSuchSaga`], [`Error::Store`].
     pub async fn status(&self) -> Result<Status, Error> {
-        let shared = &self.sagas.shared;
-        let statuses = shared.patiently(shared.store.statuses(&[self.saga])).await?;
+        let (shared, sagas) = (&self.sagas.shared, &[self.saga]);
+        let statuses = shared.patiently(|| shared.store.statuses(sagas)).await?;
         statuses.first().copied().flatten().ok_or(Error::NoSuchSaga(self.saga))
     }
 
@@ -372,7 +383,7 @@ impl<S: Saga> Started<S> {
     /// [`Error::NoSuchSaga`], [`Error::WrongDefinition`], [`Error::Journal`], [`Error::Store`].
     pub async fn history(&self) -> Result<History<S>, Error> {
         let shared = &self.sagas.shared;
-        let record = shared.patiently(shared.store.read(self.saga)).await?.ok_or(Error::NoSuchSaga(self.saga))?;
+        let record = shared.patiently(|| shared.store.read(self.saga)).await?.ok_or(Error::NoSuchSaga(self.saga))?;
         if (record.name.as_str(), record.version) != (S::NAME, S::VERSION) {
             return Err(Error::WrongDefinition {
                 saga: self.saga,
@@ -381,7 +392,7 @@ impl<S: Saga> Started<S> {
             });
         }
         let events = journal::decode(&record.journal).map_err(|source| Error::Journal { saga: self.saga, source })?;
-        Ok(History { definition: self.sagas.definition.clone()?, events })
+        Ok(History { definition: self.sagas.definition.clone()?, events, status: record.status })
     }
 }
 
@@ -389,6 +400,8 @@ impl<S: Saga> Started<S> {
 pub struct History<S: Saga> {
     definition: Arc<Definition<S>>,
     events: Vec<Event>,
+    /// As the row says.
+    status: Status,
 }
 
 impl<S: Saga> History<S> {
@@ -403,7 +416,9 @@ impl<S: Saga> History<S> {
     }
 
     fn ended(&self) -> Option<Ended> {
-        Ended::of(self.definition.graph(), self.definition.output, &self.state())
+        let ended = Ended::of(self.definition.graph(), self.definition.output, &self.state());
+        let unsaid = || Why { step: None, reason: "the store took no journal entry that says why: see the log".into() };
+        ended.or_else(|| (self.status == Status::Parked).then(|| Ended::Parked(unsaid())))
     }
 }
 

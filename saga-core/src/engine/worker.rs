@@ -3,10 +3,11 @@
 //! Four loops, each of one shape: wait for a hint or the time to poll, ask the store, hand on what it says. None of them
 //! ends because the store fails.
 
-use super::{Place, Shared, drive::Drive, lease::Lease};
+use super::{Place, Shared, drive::Drive, journal, lease::Lease};
 use crate::{
     WorkerId,
-    store::{DefinitionId, Hint, Record, StoreError},
+    machine::Status,
+    store::{Append, DefinitionId, Hint, Record, StoreError, Then},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -60,15 +61,22 @@ async fn lost_the_lease(shared: &Shared, lease: &Lease, pause: Duration) -> bool
             () = sleep_until(next) => {}
         }
         let sent = Instant::now();
-        match timeout_at(lease.until(), shared.store.beat(lease.worker(), shared.config.lease)).await {
+        // One that is not answered may be on a dead connection: there is time for another.
+        let answered =
+            timeout_at(lease.until().min(sent + pause), shared.store.beat(lease.worker(), shared.config.lease));
+        match answered.await {
             Ok(Ok(true)) if lease.holds() => {
                 lease.extend(sent + shared.config.lease);
                 return false;
             }
-            Ok(Ok(_)) | Err(_) => return true,
+            Ok(Ok(_)) => return true,
             Ok(Err(error)) => {
                 tracing::warn!(%error, "no heartbeat");
                 next = sent + pause / 4;
+            }
+            Err(_) => {
+                tracing::warn!("no answer to a heartbeat");
+                next = sent;
             }
         }
     }
@@ -83,7 +91,11 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
             give_back(&shared, &lease).await;
             give_back_at = Instant::now() + shared.config.lease / 2;
         }
-        let mut room = room(&shared).await;
+        let mut room = tokio::select! {
+            room = room(&shared) => room,
+            () = sleep_until(give_back_at) => continue,
+            () = shared.draining.cancelled() => return,
+        };
         if !lease.holds() {
             sleep(shared.config.poll).await;
             continue;
@@ -135,8 +147,29 @@ fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphore
     };
     let (place, mailbox) = Place::take(shared, record.saga, slot);
     let (ended, _) = watch::channel(None);
-    let drive = Drive::new(shared.clone(), process.clone(), lease.clone(), record, mailbox, ended, place);
-    shared.spawn_drive(drive);
+    match journal::decode(&record.journal) {
+        Ok(events) => {
+            let drive = Drive::new(process.clone(), lease.clone(), record, &events, mailbox, ended, place);
+            shared.spawn_drive(drive.run());
+        }
+        Err(error) => shared.spawn_drive(park_unread(shared.clone(), lease.clone(), record, error, place)),
+    }
+}
+
+/// What happened to the saga is not known here, so nothing can be decided about it: its row is marked, its journal is left as it is. A person
+/// has to bring a version of the library that can read it.
+async fn park_unread(shared: Arc<Shared>, lease: Lease, record: Record, error: serde_json::Error, _place: Place) {
+    tracing::error!(saga = %record.saga, %error, "the journal cannot be read by this version of the library: parking the saga");
+    let mark = Append {
+        saga: record.saga,
+        epoch: record.epoch,
+        seq: 0,
+        entry: None,
+        read: record.mail.into_iter().map(|mail| mail.message).collect(),
+        status: Some(Status::Parked),
+        then: Then::Release { due_in: None },
+    };
+    let _ = shared.committer.append(&lease, mark).await;
 }
 
 /// Gives back what the store says is owned here and is not in memory: the answer to a claim or a start was lost.
@@ -146,7 +179,7 @@ fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphore
 async fn give_back(shared: &Shared, lease: &Lease) {
     let unknown = async {
         let mut owned = shared.store.owned(lease.worker()).await?;
-        owned.retain(|saga| !shared.is_in_memory(*saga));
+        owned.retain(|(saga, _)| !shared.is_in_memory(*saga));
         if !owned.is_empty() && lease.holds() {
             tracing::info!(sagas = owned.len(), "giving back sagas whose claim had not been answered");
             shared.store.disown(lease.worker(), &owned).await?;

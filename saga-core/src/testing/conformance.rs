@@ -251,6 +251,7 @@ cases! {
         what_a_worker_owns_can_be_listed
         a_disowned_saga_is_due_at_once_without_a_lapse
         a_disowned_saga_that_its_worker_claims_again_has_another_epoch
+        a_disown_that_comes_late_takes_no_saga_from_a_later_claim
         only_what_a_worker_owns_is_disowned
     }
     mailbox {

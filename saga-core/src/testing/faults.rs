@@ -324,10 +324,10 @@ impl Store for FaultyStore {
     ) -> Result<Vec<Record>, StoreError> {
         self.inner.claim(worker, definitions, limit).await
     }
-    async fn owned(&self, worker: WorkerId) -> Result<Vec<SagaId>, StoreError> {
+    async fn owned(&self, worker: WorkerId) -> Result<Vec<(SagaId, i64)>, StoreError> {
         self.inner.owned(worker).await
     }
-    async fn disown(&self, worker: WorkerId, sagas: &[SagaId]) -> Result<(), StoreError> {
+    async fn disown(&self, worker: WorkerId, sagas: &[(SagaId, i64)]) -> Result<(), StoreError> {
         self.inner.disown(worker, sagas).await
     }
     async fn post(&self, batch: &[Mail]) -> Result<Vec<Posted>, StoreError> {

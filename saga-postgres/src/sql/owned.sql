@@ -1,2 +1,2 @@
 -- What a worker owns. Served by saga_owner.
-SELECT id FROM {schema}.saga WHERE owner = $1
+SELECT id, epoch FROM {schema}.saga WHERE owner = $1

@@ -1,6 +1,7 @@
 //! One Postgres, the proxy before it, the ledger beside it, and clients that will not take no answer for an answer.
 
 use super::{
+    fleet::Orders,
     ledger::{self, Ledger},
     proxy::Proxy,
     purchase::{Order, Purchase},
@@ -37,6 +38,12 @@ impl Arena {
         PgStore::connect(&ledger_url).await.unwrap().migrate().await.unwrap();
         Ledger::create(&pool).await;
         Self { pool, ledger_url, store_url, proxy, _postgres: postgres }
+    }
+
+    /// What worker processes are told.
+    pub(crate) fn orders(&self, lease: Duration) -> Orders {
+        let (store, ledger) = (self.store_url.clone(), self.ledger_url.clone());
+        Orders { store, ledger, lease, slow: 60, poison: Duration::ZERO }
     }
 
     /// A process that runs no sagas itself: this one.

@@ -50,17 +50,20 @@ pub(crate) async fn deal(
             Some(hit(fleet, pool, dice, lease, (first + 1) % fleet.places(), second).await)
         };
         let (first, second) = tokio::join!(hit(fleet, pool, dice, lease, first, kind), both);
+        // Until then the sagas of a killed worker do not look lost.
+        let last = second.map_or(first.at, |second| second.at.max(first.at));
+        let left = last + lease.as_micros() as i64 - now();
+        sleep(Duration::from_micros(left.max(0).unsigned_abs())).await;
+        until_all_moved_on(pool).await;
         dealt.push(first);
         dealt.extend(second);
-        sleep(lease).await;
-        until_all_moved_on(pool).await;
     }
     dealt
 }
 
 async fn hit(fleet: &Fleet, pool: &PgPool, dice: &Dice, lease: Duration, place: usize, kind: Kind) -> Blow {
     let pid = at_work(fleet, pool, place).await;
-    let blow = match kind {
+    match kind {
         Kind::Kill => {
             fleet::signal(pid, Signal::KILL);
             Blow { kind, pid, at: now() }
@@ -72,8 +75,7 @@ async fn hit(fleet: &Fleet, pool: &PgPool, dice: &Dice, lease: Duration, place: 
             fleet::signal(pid, Signal::CONT);
             blow
         }
-    };
-    blow
+    }
 }
 
 /// Waits until the process has attempts under way: only then a blow hits something.

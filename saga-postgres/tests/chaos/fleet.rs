@@ -26,6 +26,8 @@ pub(crate) struct Orders {
     pub(crate) lease: Duration,
     /// See [`Ledger`].
     pub(crate) slow: u64,
+    /// See [`Ledger`].
+    pub(crate) poison: Duration,
 }
 
 #[derive(Debug)]
@@ -144,7 +146,7 @@ pub(crate) async fn work(orders: &str) {
     tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_ansi(false).with_writer(std::io::stderr).init();
     let orders: Orders = serde_json::from_str(orders).unwrap();
     let mut ledger = Ledger::connect(&orders.ledger).await;
-    ledger.slow = orders.slow;
+    (ledger.slow, ledger.poison) = (orders.slow, orders.poison);
     let ledger = Arc::new(ledger);
     // A connection may be cut even now.
     let _engine = loop {

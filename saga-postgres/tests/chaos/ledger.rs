@@ -64,8 +64,10 @@ pub(crate) struct Ledger {
     pub(crate) dice: Dice,
     /// How many percent of the attempts find the participant busy, and how many lose its answer.
     pub(crate) trouble: u64,
-    /// How many percent of the attempts take up to a second; the others take up to 20 milliseconds.
+    /// How many percent of the attempts take up to 400 milliseconds; the others take up to 20.
     pub(crate) slow: u64,
+    /// How long poison takes to work.
+    pub(crate) poison: Duration,
 }
 
 /// Which attempt this is.
@@ -99,7 +101,8 @@ impl Ledger {
             pid: pid.cast_signed(),
             dice: Dice::new(now().unsigned_abs() ^ u64::from(pid)),
             trouble: 3,
-            slow: 30,
+            slow: 60,
+            poison: Duration::ZERO,
         }
     }
 
@@ -116,7 +119,7 @@ impl Ledger {
 
     /// Takes its time.
     pub(crate) async fn work(&self) {
-        let range = if self.dice.percent(self.slow) { 100..1000 } else { 1..20 };
+        let range = if self.dice.percent(self.slow) { 50..400 } else { 1..20 };
         sleep(self.dice.millis(range)).await;
     }
 

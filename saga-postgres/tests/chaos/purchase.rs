@@ -82,7 +82,7 @@ async fn quote(cx: Cx<Ledger>, order: Order) -> Result<u64, StepError> {
 async fn reserve(cx: Cx<Ledger>, order: Order, quote: u64) -> Result<String, StepError> {
     if order.fate == Fate::IsPoison {
         cx.begin(call(&cx), &(&order, quote)).await?;
-        cx.work().await;
+        tokio::time::sleep(cx.poison).await;
         std::process::abort();
     }
     act(&cx, &(&order, quote)).await

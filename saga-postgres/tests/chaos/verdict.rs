@@ -165,10 +165,12 @@ impl Verdict {
         }
     }
 
-    pub(crate) fn closing(&self, attempt: &Attempt) -> Option<Closing> {
-        let number = attempt.number.cast_unsigned();
-        let step = graph_position(&attempt.step);
-        self.sagas[&attempt.saga].closed.get(&(step, attempt.undo, number)).copied()
+    /// Of an attempt of a saga that has ended.
+    pub(crate) fn closing(&self, attempt: &Attempt) -> Closing {
+        let saga = &self.sagas[&attempt.saga];
+        let number = (graph_position(&attempt.step), attempt.undo, attempt.number.cast_unsigned());
+        let closing = saga.closed.get(&number).copied();
+        closing.unwrap_or_else(|| panic!("the journal knows nothing of {attempt:?}: {:#?}", saga.events))
     }
 
     pub(crate) fn count_by_status(&self) -> BTreeMap<String, usize> {

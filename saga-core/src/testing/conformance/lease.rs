@@ -239,6 +239,17 @@ pub(super) async fn a_disowned_saga_that_its_worker_claims_again_has_another_epo
     trial.write(worker, &entry(saga, epoch, 1, "first")).await
 }
 
+/// It was sent for a claim that is over; the same worker owns the saga again, and knows it.
+pub(super) async fn a_disown_that_comes_late_takes_no_saga_from_a_later_claim(trial: Trial) -> Verdict {
+    let worker = trial.clerk().await?;
+    let saga = trial.begin_owned(worker, "k").await?;
+    trial.disown_at(worker, &[(saga, 1)]).await?;
+    let epoch = trial.claim_one(worker, saga).await?.epoch;
+    trial.disown_at(worker, &[(saga, 1)]).await?;
+    same("owned", trial.owned(worker).await?, [saga].into())?;
+    trial.write(worker, &entry(saga, epoch, 1, "first")).await
+}
+
 pub(super) async fn only_what_a_worker_owns_is_disowned(trial: Trial) -> Verdict {
     let (worker, other) = (trial.clerk().await?, trial.clerk().await?);
     let others = trial.begin_owned(other, "others").await?;

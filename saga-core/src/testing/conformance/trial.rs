@@ -187,13 +187,23 @@ impl Trial {
 
     pub(super) async fn owned(&self, worker: WorkerId) -> Result<HashSet<SagaId>, Broken> {
         let owned = done("owned", || self.0.owned(worker)).await?;
-        let distinct: HashSet<SagaId> = owned.iter().copied().collect();
+        let distinct: HashSet<SagaId> = owned.iter().map(|(saga, _)| *saga).collect();
         same("the number of different sagas that a worker owns", distinct.len(), owned.len())?;
         Ok(distinct)
     }
 
+    /// Gives back at the epoch at which each of these sagas stands now.
     pub(super) async fn disown(&self, worker: WorkerId, sagas: &[SagaId]) -> Verdict {
-        done("disown", || self.0.disown(worker, sagas)).await
+        let mut claims = vec![];
+        for saga in sagas {
+            let record = done("read", || self.0.read(*saga)).await?;
+            claims.push((*saga, record.map_or(1, |record| record.epoch)));
+        }
+        self.disown_at(worker, &claims).await
+    }
+
+    pub(super) async fn disown_at(&self, worker: WorkerId, claims: &[(SagaId, i64)]) -> Verdict {
+        done("disown", || self.0.disown(worker, claims)).await
     }
 
     pub(super) async fn post(&self, batch: &[Mail]) -> Result<Vec<Posted>, Broken> {

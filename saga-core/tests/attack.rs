@@ -1,0 +1,599 @@
+//! Interleavings around the driver, the worker's loops and the handles: late answers, lost requests, what cannot be read.
+
+use async_trait::async_trait;
+use futures::future::BoxFuture;
+use saga_core::{
+    CompensationCx, Cx, Engine, EngineBuilder, MemoryStore, Out, Outcome, Retry, Saga, SagaBuilder, SagaId, StepError,
+    WorkerId,
+    machine::Status,
+    store::{Append, Appended, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError, Then},
+    testing::World,
+};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::broadcast,
+    time::{Instant, sleep, sleep_until, timeout},
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What happens around a call to the store.
+#[async_trait]
+trait Rig: Send + Sync + 'static {
+    /// An error is what the caller gets, and nothing is done.
+    async fn before(&self, _call: &str, _store: &MemoryStore, _appends: &[Append]) -> Result<(), StoreError> {
+        Ok(())
+    }
+    /// An error is what the caller gets, although it was done.
+    async fn after(&self, _call: &str, _appends: &[Append]) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+struct Rigged<R> {
+    store: MemoryStore,
+    rig: R,
+}
+
+macro_rules! rigged {
+    ($($name:ident($($arg:ident: $type:ty),*) -> $answer:ty;)*) => {
+        #[async_trait]
+        impl<R: Rig> Store for Rigged<R> {
+            async fn append(&self, worker: WorkerId, batch: &[Append]) -> Result<Vec<Appended>, StoreError> {
+                self.rig.before("append", &self.store, batch).await?;
+                let answer = self.store.append(worker, batch).await?;
+                self.rig.after("append", batch).await?;
+                Ok(answer)
+            }
+            async fn disown(&self, worker: WorkerId, sagas: &[(SagaId, i64)]) -> Result<(), StoreError> {
+                if let Err(error) = self.rig.before("disown", &self.store, &[]).await {
+                    // The request is not lost, it is on its way for long.
+                    let (store, sagas) = (self.store.clone(), sagas.to_vec());
+                    tokio::spawn(async move {
+                        sleep(12 * SECOND).await;
+                        store.disown(worker, &sagas).await
+                    });
+                    return Err(error);
+                }
+                self.store.disown(worker, sagas).await
+            }
+            $(async fn $name(&self, $($arg: $type),*) -> Result<$answer, StoreError> {
+                self.rig.before(stringify!($name), &self.store, &[]).await?;
+                let answer = self.store.$name($($arg),*).await?;
+                self.rig.after(stringify!($name), &[]).await?;
+                Ok(answer)
+            })*
+            fn hint(&self, hint: Hint) {
+                self.store.hint(hint);
+            }
+            fn hints(&self) -> broadcast::Receiver<Hint> {
+                self.store.hints()
+            }
+        }
+    };
+}
+
+rigged! {
+    register(definition: &DefinitionId, fingerprint: &str) -> String;
+    join(worker: WorkerId, lease: Duration, definitions: &[DefinitionId]) -> ();
+    beat(worker: WorkerId, lease: Duration) -> bool;
+    leave(worker: WorkerId) -> ();
+    sweep(limit: usize) -> usize;
+    start(batch: &[Start]) -> Vec<Started>;
+    claim(worker: WorkerId, definitions: &[DefinitionId], limit: usize) -> Vec<Record>;
+    owned(worker: WorkerId) -> Vec<(SagaId, i64)>;
+    post(batch: &[Mail]) -> Vec<Posted>;
+    mail(worker: WorkerId, limit: usize) -> Vec<Mail>;
+    find(name: &str, key: &str) -> Option<SagaId>;
+    statuses(sagas: &[SagaId]) -> Vec<Option<Status>>;
+    read(saga: SagaId) -> Option<Record>;
+    unclaimable() -> Vec<DefinitionId>;
+}
+
+/// Does something once.
+#[derive(Default)]
+struct Times(AtomicUsize);
+
+impl Times {
+    fn is_the(&self, nth: usize) -> bool {
+        self.0.fetch_add(1, SeqCst) + 1 == nth
+    }
+    fn so_far(&self) -> usize {
+        self.0.load(SeqCst)
+    }
+}
+
+fn lost<T>() -> Result<T, StoreError> {
+    Err(StoreError::Unavailable("the answer was lost".into()))
+}
+
+/// The world of [`Trip`]: one flight to book.
+struct Airline {
+    ledger: World,
+    /// What an attempt does before and after it has its effect.
+    booking: fn(u32) -> BoxFuture<'static, Result<(), StepError>>,
+    paying: fn(u32) -> BoxFuture<'static, Result<(), StepError>>,
+    log: Mutex<Vec<String>>,
+    at_once: AtomicUsize,
+    most_at_once: AtomicUsize,
+}
+
+impl Airline {
+    fn new(booking: fn(u32) -> BoxFuture<'static, Result<(), StepError>>) -> Arc<Self> {
+        Self::with(booking, |_| Box::pin(async { Ok(()) }))
+    }
+
+    fn with(
+        booking: fn(u32) -> BoxFuture<'static, Result<(), StepError>>,
+        paying: fn(u32) -> BoxFuture<'static, Result<(), StepError>>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            ledger: World::default(),
+            booking,
+            paying,
+            log: Mutex::default(),
+            at_once: AtomicUsize::new(0),
+            most_at_once: AtomicUsize::new(0),
+        })
+    }
+
+    fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+
+    fn note(&self, what: &str) {
+        self.log.lock().unwrap().push(what.into());
+    }
+}
+
+struct Trip;
+
+impl Saga for Trip {
+    const NAME: &'static str = "trip";
+    const VERSION: u32 = 1;
+    type Input = u32;
+    type Output = ();
+    type Deps = Airline;
+
+    fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, ()> {
+        let minute = Duration::from_secs(3600);
+        saga.compensatable("book").retry(Retry::fixed(4 * SECOND)).timeout(minute).run(book).compensate(unbook);
+        saga.pivot("pay").retry(Retry::fixed(SECOND)).run(pay)
+    }
+}
+
+struct Leaving<'a>(&'a AtomicUsize);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+async fn book(airline: Cx<Airline>, input: u32) -> Result<(), StepError> {
+    airline.note(&format!("book {input}"));
+    let now = airline.at_once.fetch_add(1, SeqCst) + 1;
+    let _leaving = Leaving(&airline.at_once);
+    airline.most_at_once.fetch_max(now, SeqCst);
+    if input == 0 {
+        return std::future::pending().await;
+    }
+    if airline.attempt() == 1 && input == 2 {
+        return Err(StepError::retry("busy"));
+    }
+    airline.ledger.apply(airline.idempotency_key())?;
+    (airline.booking)(airline.attempt()).await
+}
+
+async fn unbook(airline: CompensationCx<Airline>, _: u32, _: Option<()>) -> Result<(), StepError> {
+    airline.note("unbook");
+    airline.ledger.revert(airline.forward_key())
+}
+
+async fn pay(airline: Cx<Airline>, _: u32) -> Result<(), StepError> {
+    airline.note("pay");
+    (airline.paying)(airline.attempt()).await
+}
+
+fn engine(store: &MemoryStore, airline: &Arc<Airline>, rig: impl Rig) -> EngineBuilder {
+    Engine::builder(Rigged { store: store.clone(), rig }).register::<Trip>(airline.clone()).unwrap()
+}
+
+async fn until(what: &str, so: impl Fn() -> bool) {
+    for _ in 0..100_000 {
+        if so() {
+            return;
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    panic!("never: {what}");
+}
+
+struct Nothing;
+impl Rig for Nothing {}
+
+// ---------------------------------------------------------------------------------------------------------------
+
+/// The release is committed, its answer comes late.
+#[derive(Default)]
+struct LateRelease(Times);
+
+#[async_trait]
+impl Rig for LateRelease {
+    async fn after(&self, call: &str, appends: &[Append]) -> Result<(), StoreError> {
+        let waits = |append: &Append| matches!(append.then, Then::Release { due_in: Some(_) });
+        if call == "append" && appends.iter().any(waits) && self.0.is_the(1) {
+            sleep(6 * SECOND).await;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saga_that_came_back_before_its_release_was_answered_stays_in_memory() {
+    let airline = Airline::new(|_| Box::pin(async { Ok(sleep(30 * SECOND).await) }));
+    let store = MemoryStore::default();
+    let began = Instant::now();
+    let engine = engine(&store, &airline, LateRelease::default()).start().await.unwrap();
+    // The first attempt fails, the saga is released for two to four seconds, and the release is answered after six.
+    let trip = engine.sagas::<Trip>().submit("k", 2).await.unwrap();
+    until("the second attempt", || airline.log().len() == 2).await;
+    sleep_until(began + Duration::from_millis(6500)).await;
+    engine.sagas::<Trip>().cancel(trip.id(), "changed my mind").await.unwrap();
+    assert!(matches!(trip.outcome().await.unwrap(), Outcome::RolledBack(_)));
+    sleep(60 * SECOND).await;
+    let told = trip.history().await.unwrap().to_string();
+    assert_eq!(airline.ledger.effects(), [""; 0], "left behind by a saga that was rolled back:\n{told}");
+}
+
+/// The answer to the first claim is lost; the request to give back what it took is on its way for long.
+#[derive(Default)]
+struct LateDisown(Times, Times);
+
+#[async_trait]
+impl Rig for LateDisown {
+    async fn before(&self, call: &str, _: &MemoryStore, _: &[Append]) -> Result<(), StoreError> {
+        if call == "disown" && self.0.is_the(1) { lost() } else { Ok(()) }
+    }
+    async fn after(&self, call: &str, _: &[Append]) -> Result<(), StoreError> {
+        if call == "claim" && self.1.is_the(1) { lost() } else { Ok(()) }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_to_give_back_that_comes_late_takes_no_saga_from_its_owner() {
+    let airline = Airline::new(|_| Box::pin(async { Ok(sleep(30 * SECOND).await) }));
+    let store = MemoryStore::default();
+    let client = Engine::builder(store.clone()).start().await.unwrap();
+    let trip = client.sagas::<Trip>().submit("k", 1).await.unwrap();
+    let _engine = engine(&store, &airline, LateDisown::default()).start().await.unwrap();
+    assert_eq!(trip.outcome().await.unwrap(), Outcome::Completed(()));
+    assert_eq!(airline.most_at_once.load(SeqCst), 1, "{:?}", airline.log());
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+
+#[tokio::test(start_paused = true)]
+async fn a_saga_whose_journal_cannot_be_read_does_not_begin_anew_whatever_an_operator_says() {
+    let airline = Airline::new(|_| Box::pin(async { Ok(()) }));
+    let store = MemoryStore::default();
+    let client = Engine::builder(store.clone()).start().await.unwrap();
+    let trip = client.sagas::<Trip>().submit("k", 1).await.unwrap();
+    // A newer version of the library ran the saga: it booked.
+    let (newer, definition) = (WorkerId::generate(), DefinitionId { name: "trip".into(), version: 1 });
+    store.join(newer, 60 * SECOND, std::slice::from_ref(&definition)).await.unwrap();
+    let record = store.claim(newer, &[definition], 1).await.unwrap().pop().unwrap();
+    let entry = br#"[{"succeeded":{"step":0,"output":null}},{"signalled":{"name":"boarding"}}]"#;
+    let append = Append {
+        saga: trip.id(),
+        epoch: record.epoch,
+        seq: 1,
+        entry: Some(entry.to_vec()),
+        read: vec![],
+        status: None,
+        then: Then::Release { due_in: Some(Duration::ZERO) },
+    };
+    store.append(newer, &[append]).await.unwrap();
+
+    let engine = engine(&store, &airline, Nothing).start().await.unwrap();
+    sleep(10 * SECOND).await;
+    assert_eq!(trip.status().await.unwrap(), Status::Parked);
+    engine.sagas::<Trip>().resume(trip.id(), "an operator").await.unwrap();
+    sleep(60 * SECOND).await;
+    assert_eq!(airline.log(), [""; 0], "it began anew");
+    assert_eq!(trip.status().await.unwrap(), Status::Parked);
+    engine.sagas::<Trip>().cancel(trip.id(), "a customer").await.unwrap();
+    engine.sagas::<Trip>().resume(trip.id(), "an operator").await.unwrap();
+    sleep(60 * SECOND).await;
+    assert_eq!(trip.status().await.unwrap(), Status::Parked, "it must not count as rolled back: it booked");
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+
+struct Basket;
+
+impl Saga for Basket {
+    const NAME: &'static str = "basket";
+    const VERSION: u32 = 1;
+    type Input = HashMap<String, u32>;
+    type Output = ();
+    type Deps = ();
+
+    fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, ()> {
+        saga.effect_free("count").run(async |_: Cx<()>, _: HashMap<String, u32>| Ok(()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_map_is_the_same_input_in_whatever_order_it_is_written() {
+    let client = Engine::builder(MemoryStore::default()).start().await.unwrap();
+    let baskets = client.sagas::<Basket>();
+    let basket = || (0..20).map(|n| (format!("article {n}"), n)).collect::<HashMap<_, _>>();
+    let first = baskets.submit("k", basket()).await.unwrap();
+    for _ in 0..10 {
+        assert_eq!(baskets.submit("k", basket()).await.unwrap().id(), first.id());
+    }
+    let other = basket().into_iter().map(|(article, n)| (article, n + 1)).collect();
+    assert!(baskets.submit("k", other).await.is_err());
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+
+/// One heartbeat gets no answer at all: its connection is dead.
+#[derive(Default)]
+struct SilentBeat(Times);
+
+#[async_trait]
+impl Rig for SilentBeat {
+    async fn before(&self, call: &str, _: &MemoryStore, _: &[Append]) -> Result<(), StoreError> {
+        if call == "beat" && self.0.is_the(1) {
+            return std::future::pending().await;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_heartbeat_without_an_answer_does_not_cost_the_lease() {
+    let airline = Airline::new(|_| Box::pin(async { Ok(sleep(30 * SECOND).await) }));
+    let store = MemoryStore::default();
+    let engine = engine(&store, &airline, SilentBeat::default()).start().await.unwrap();
+    let trip = engine.sagas::<Trip>().submit("k", 1).await.unwrap();
+    assert_eq!(trip.outcome().await.unwrap(), Outcome::Completed(()));
+    let told = trip.history().await.unwrap().to_string();
+    assert!(!told.contains("worker was lost"), "{told}");
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+
+/// No entry is taken, whatever it says.
+#[derive(Default)]
+struct NoJournal(Times);
+
+#[async_trait]
+impl Rig for NoJournal {
+    async fn before(&self, call: &str, _: &MemoryStore, appends: &[Append]) -> Result<(), StoreError> {
+        if call == "append" && appends.iter().any(|append| append.entry.is_some()) {
+            return Err(StoreError::Rejected("no".into()));
+        }
+        // Enough is enough: the clock of the test stands still as long as somebody is busy.
+        if call == "statuses" && !self.0.is_the(0) && self.0.so_far() > 1000 {
+            return std::future::pending().await;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_outcome_of_a_saga_whose_parking_could_not_be_journaled_is_parked() {
+    let airline = Airline::new(|_| Box::pin(async { Ok(()) }));
+    let store = MemoryStore::default();
+    let engine = engine(&store, &airline, NoJournal::default()).start().await.unwrap();
+    let trip = engine.sagas::<Trip>().submit("k", 1).await.unwrap();
+    until("the attempt", || !airline.log().is_empty()).await;
+    sleep(SECOND).await;
+    assert_eq!(trip.status().await.unwrap(), Status::Parked);
+    let outcome = timeout(60 * SECOND, trip.outcome()).await.expect("it asks again and again, for ever").unwrap();
+    assert!(matches!(outcome, Outcome::Parked(_)), "{outcome:?}");
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+
+/// The first call of a kind hits a connection that is dead.
+struct Stale(&'static str, Times);
+
+#[async_trait]
+impl Rig for Stale {
+    async fn before(&self, call: &str, _: &MemoryStore, _: &[Append]) -> Result<(), StoreError> {
+        if call == self.0 && self.1.is_the(1) { lost() } else { Ok(()) }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_users_call_survives_a_connection_that_broke() {
+    for call in ["post", "read", "statuses", "find"] {
+        let airline = Airline::new(|_| Box::pin(async { Ok(()) }));
+        let store = MemoryStore::default();
+        let client = Engine::builder(store.clone()).start().await.unwrap();
+        let trip = client.sagas::<Trip>().submit("k", 1).await.unwrap().id();
+        let caller = Engine::builder(Rigged { store: store.clone(), rig: Stale(call, Times::default()) });
+        let trips = caller.start().await.unwrap().sagas::<Trip>();
+        trips.find("k").await.unwrap_or_else(|error| panic!("{call}: {error}"));
+        let trip = trips.get(trip);
+        trip.status().await.unwrap_or_else(|error| panic!("{call}: {error}"));
+        trip.history().await.unwrap_or_else(|error| panic!("{call}: {error}"));
+        trips.cancel(trip.id(), "no").await.unwrap_or_else(|error| panic!("{call}: {error}"));
+        drop(airline);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+
+/// The third start is committed, its answer comes after the caller's patience has ended.
+#[derive(Default)]
+struct LateStart(Times);
+
+#[async_trait]
+impl Rig for LateStart {
+    async fn after(&self, call: &str, _: &[Append]) -> Result<(), StoreError> {
+        if call == "start" && self.0.is_the(3) {
+            sleep(11 * SECOND).await;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saga_nobody_knows_of_is_given_back_however_full_the_process_is() {
+    let airline = Airline::new(|_| Box::pin(async { Ok(sleep(9 * SECOND).await) }));
+    let store = MemoryStore::default();
+    let full =
+        engine(&store, &airline, LateStart::default()).configure(|config| config.sagas = 3).start().await.unwrap();
+    let (trips, client) = (full.sagas::<Trip>(), Engine::builder(store.clone()).start().await.unwrap());
+    trips.submit("hangs", 0).await.unwrap();
+    trips.submit("ends after nine seconds", 1).await.unwrap();
+    let others = tokio::spawn(async move {
+        sleep(5 * SECOND).await;
+        client.sagas::<Trip>().submit("hangs then", 0).await.unwrap();
+        client.sagas::<Trip>().submit("hangs after ten", 0).await.unwrap();
+        client
+    });
+    trips.submit("unanswered", 1).await.unwrap_err();
+    let _client = others.await.unwrap();
+    sleep(SECOND).await;
+    assert_eq!(airline.log().iter().filter(|call| *call == "book 0").count(), 3, "full: {:?}", airline.log());
+    let idle = engine(&store, &airline, Nothing).start().await.unwrap();
+    let unanswered = idle.sagas::<Trip>().find("unanswered").await.unwrap().expect("it stands");
+    let outcome = timeout(120 * SECOND, unanswered.outcome()).await.expect("nobody runs it");
+    assert_eq!(outcome.unwrap(), Outcome::Completed(()));
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+
+#[tokio::test(start_paused = true)]
+async fn no_attempt_starts_during_a_shutdown() {
+    let airline = Airline::new(|_| Box::pin(async { Ok(sleep(5 * SECOND).await) }));
+    let store = MemoryStore::default();
+    let engine = engine(&store, &airline, Nothing).configure(|config| config.attempts = 1).start().await.unwrap();
+    engine.sagas::<Trip>().submit("first", 1).await.unwrap();
+    until("the first", || !airline.log().is_empty()).await;
+    engine.sagas::<Trip>().submit("queued", 5).await.unwrap();
+    sleep(SECOND).await;
+    engine.shutdown(60 * SECOND).await;
+    assert_eq!(airline.log(), ["book 1"]);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+
+/// The result of the step is refused, and the store is away just when the saga is to be read again.
+#[derive(Default)]
+struct RefusedAndAway(Times, Times);
+
+#[async_trait]
+impl Rig for RefusedAndAway {
+    async fn before(&self, call: &str, _: &MemoryStore, _: &[Append]) -> Result<(), StoreError> {
+        match call {
+            "append" if self.0.is_the(1) => Err(StoreError::Rejected("no".into())),
+            "read" if self.1.is_the(1) => lost(),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_result_is_in_doubt_even_if_the_store_is_away_just_then() {
+    let airline = Airline::new(|_| Box::pin(async { Ok(()) }));
+    let store = MemoryStore::default();
+    let engine = engine(&store, &airline, RefusedAndAway::default()).start().await.unwrap();
+    let trips = engine.sagas::<Trip>();
+    let trip = trips.submit("k", 1).await.unwrap();
+    until("the attempt", || !airline.log().is_empty()).await;
+    trips.cancel(trip.id(), "changed my mind").await.unwrap();
+    sleep(60 * SECOND).await;
+    if trip.status().await.unwrap() == Status::Parked {
+        trips.resume(trip.id(), "eve").await.unwrap();
+        sleep(60 * SECOND).await;
+    }
+    let told = trip.history().await.unwrap().to_string();
+    assert_eq!(trip.status().await.unwrap(), Status::RolledBack, "{told}");
+    assert_eq!(airline.ledger.effects(), [""; 0], "left behind by a saga that was rolled back:\n{told}");
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+
+struct Touchy;
+
+impl Drop for Touchy {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking() || Instant::now().elapsed() > Duration::MAX, "dropped in the middle");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_that_panics_when_it_is_dropped_is_an_attempt_with_an_unknown_outcome() {
+    let airline = Airline::with(
+        |_| Box::pin(async { Ok(()) }),
+        |_| {
+            Box::pin(async {
+                let _touchy = Touchy;
+                std::future::pending().await
+            })
+        },
+    );
+    let store = MemoryStore::default();
+    let engine = engine(&store, &airline, Nothing).start().await.unwrap();
+    let trip = engine.sagas::<Trip>().submit("k", 1).await.unwrap();
+    let outcome = timeout(3600 * SECOND, trip.outcome()).await.expect("tried again and again, and never given up");
+    assert!(matches!(outcome.unwrap(), Outcome::Parked(_)));
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+
+struct Measure;
+
+impl Saga for Measure {
+    const NAME: &'static str = "measure";
+    const VERSION: u32 = 1;
+    type Input = u32;
+    type Output = ();
+    type Deps = World;
+
+    fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, ()> {
+        saga.compensatable("measure").run(measure).compensate(unmeasure);
+        saga.pivot("judge").run(async |_: Cx<World>, _: u32| Err(StepError::fail("no")))
+    }
+}
+
+async fn measure(world: Cx<World>, _: u32) -> Result<f64, StepError> {
+    world.apply(world.idempotency_key())?;
+    Ok(f64::NAN)
+}
+
+async fn unmeasure(world: CompensationCx<World>, _: u32, _: Option<f64>) -> Result<(), StepError> {
+    world.revert(world.forward_key())
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_output_that_cannot_be_read_back_is_noticed_where_it_is_made_and_undone() {
+    let world = World::default();
+    let engine =
+        Engine::builder(MemoryStore::default()).register::<Measure>(world.clone()).unwrap().start().await.unwrap();
+    let measures = engine.sagas::<Measure>();
+    let measure = measures.submit("k", 1).await.unwrap();
+    let outcome = timeout(3600 * SECOND, measure.outcome()).await.unwrap().unwrap();
+    let Outcome::Parked(why) = outcome else { panic!("{outcome:?}") };
+    assert!(why.reason.contains("cannot be read"), "{why}");
+    measures.cancel(measure.id(), "undo it").await.unwrap();
+    measures.resume(measure.id(), "undo it").await.unwrap();
+    sleep(3600 * SECOND).await;
+    let told = measure.history().await.unwrap().to_string();
+    assert_eq!(measure.status().await.unwrap(), Status::RolledBack, "{told}");
+    assert_eq!(world.effects(), [""; 0]);
+}

@@ -1,0 +1,150 @@
+//! What only a real Postgres can do to the engine: rows that cannot be read, connections that are no good any more, too much at once.
+#![cfg(all(feature = "testing", unix))]
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod common;
+
+use common::{Order, Setup, definition, entry, fresh, start};
+use saga_core::{
+    Engine, Outcome, WorkerId,
+    store::{Append, Appended, Mail, Store, StoreError, Then},
+};
+use saga_postgres::{PgStore, testing};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+const LEASE: Duration = Duration::from_secs(60);
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn run(store: &PgStore, sql: String) {
+    sqlx::query(AssertSqlSafe(sql)).execute(store.pool()).await.unwrap();
+}
+
+/// One saga among others has become unreadable. What becomes of the others?
+async fn others_complete_beside(damage: &str) {
+    let Setup { store, schema, .. } = fresh(|_, sql| sql).await;
+    let client = Engine::builder(store.clone()).start().await.unwrap();
+    let orders = client.sagas::<Order>();
+    orders.submit("damaged", 1).await.unwrap();
+    let good = orders.submit("good", 1).await.unwrap();
+    run(&store, format!("UPDATE {schema}.saga SET {damage} WHERE key = 'damaged'")).await;
+    let _worker = Engine::builder(store.clone())
+        .configure(|config| config.lease = 2 * SECOND)
+        .register::<Order>(())
+        .unwrap()
+        .start()
+        .await
+        .unwrap();
+    let outcome = timeout(10 * SECOND, good.outcome()).await.expect("held up by the damaged one");
+    assert_eq!(outcome.unwrap(), Outcome::Completed(2));
+}
+
+#[tokio::test]
+async fn a_saga_of_which_the_input_is_no_json_holds_up_no_other() {
+    others_complete_beside("input = 'nonsense'").await;
+}
+
+#[tokio::test]
+async fn a_saga_in_a_status_of_a_newer_version_holds_up_no_other() {
+    others_complete_beside("status = 9").await;
+}
+
+/// A store with one connection for statements (and one that listens).
+async fn with_one_connection() -> PgStore {
+    let postgres = testing::shared().await.unwrap();
+    let options = PgStore::options(&postgres.url()).unwrap().schema(postgres.schema());
+    let store = options.connections(2).connect().await.unwrap();
+    store.migrate().await.unwrap();
+    sleep(SECOND).await;
+    store
+}
+
+#[tokio::test]
+async fn connections_to_a_primary_that_was_demoted_are_given_up() {
+    let store = with_one_connection().await;
+    start(&store, "before", None).await;
+    // As if the server behind this connection were a standby now: everything that writes fails with 25006.
+    run(&store, "SET default_transaction_read_only = on".into()).await;
+    let again = async {
+        while let Err(error) = store.start(&[common::new_start("after", None)]).await {
+            assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(5 * SECOND, again).await.expect("it goes on asking the standby");
+}
+
+#[tokio::test]
+async fn a_connection_that_forgot_its_prepared_statements_refuses_no_sagas() {
+    let store = with_one_connection().await;
+    let worker = WorkerId::generate();
+    store.join(worker, LEASE, &[definition()]).await.unwrap();
+    let saga = start(&store, "k", Some(worker)).await;
+    assert_eq!(store.append(worker, &[entry(saga, 1, 1)]).await.unwrap(), [Appended::Written]);
+    // As a pooler between does.
+    sqlx::raw_sql("DEALLOCATE ALL").execute(store.pool()).await.unwrap();
+    let again = async {
+        loop {
+            match store.append(worker, &[entry(saga, 1, 2)]).await {
+                Ok(answers) => return answers,
+                Err(error) => assert!(matches!(error, StoreError::Unavailable(_)), "{error}"),
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let answers = timeout(5 * SECOND, again).await.expect("it goes on asking that connection");
+    assert_eq!(answers, [Appended::Written]);
+}
+
+#[tokio::test]
+async fn a_store_with_one_connection_works() {
+    let postgres = testing::shared().await.unwrap();
+    let options = PgStore::options(&postgres.url()).unwrap().schema(postgres.schema());
+    let store = options.connections(1).patience(2 * SECOND).connect().await.unwrap();
+    sleep(SECOND).await;
+    store.migrate().await.unwrap();
+    start(&store, "k", None).await;
+}
+
+#[tokio::test]
+async fn mail_to_waiting_sagas_is_heard_in_spite_of_a_backlog() {
+    let Setup { store, .. } = fresh(|_, sql| sql).await;
+    let worker = WorkerId::generate();
+    store.join(worker, LEASE, &[definition()]).await.unwrap();
+    let waiting = start(&store, "waiting", Some(worker)).await;
+    let release = Append { then: Then::Release { due_in: None }, ..entry(waiting, 1, 1) };
+    assert_eq!(store.append(worker, &[release]).await.unwrap(), [Appended::Written]);
+    store.post(&[Mail { saga: waiting, message: "m".into(), body: b"{}".to_vec() }]).await.unwrap();
+    for n in 0..50 {
+        start(&store, &format!("backlog {n}"), None).await;
+    }
+    for _ in 0..10 {
+        // One slot after the other becomes free, as in a process that is full.
+        let claimed = store.claim(worker, &[definition()], 1).await.unwrap();
+        if claimed.iter().any(|record| record.saga == waiting) {
+            return;
+        }
+    }
+    panic!("as long as there is a backlog, nobody hears a cancel or an operator");
+}
+
+#[tokio::test]
+async fn a_backlog_of_large_sagas_is_claimed_in_parts_if_not_at_once() {
+    let postgres = testing::shared().await.unwrap();
+    let (url, schema) = (postgres.url(), postgres.schema());
+    // What two seconds are to these, ten are to sagas of the largest payload allowed, over a real network.
+    let store =
+        PgStore::options(&url).unwrap().schema(&schema).patience(Duration::from_millis(100)).connect().await.unwrap();
+    store.migrate().await.unwrap();
+    let large = format!(
+        "INSERT INTO {schema}.saga (id, name, version, key, input, due_at) \
+         SELECT gen_random_uuid(), 'order', 1, n, decode(repeat('20', 1000000) || '31', 'hex'), now() FROM generate_series(1, 400) n"
+    );
+    sqlx::query(AssertSqlSafe(large)).execute(&mut PgConnection::connect(&url).await.unwrap()).await.unwrap();
+    tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::INFO).init();
+    let worker = Engine::builder(store.clone()).register::<Order>(()).unwrap().start().await.unwrap();
+    let orders = worker.sagas::<Order>();
+    let one = orders.find("1").await.unwrap().unwrap();
+    timeout(60 * SECOND, one.outcome()).await.expect("claimed again and again, and never read").unwrap();
+}
