@@ -99,8 +99,13 @@ const MUTANTS: &[(&str, Edit, &str)] = &[
     ),
     (
         "everybody's sagas are disowned",
-        |name, sql| replaced(name, sql, "disown", " AND owner = $1", " AND $1::uuid IS NOT NULL"),
+        |name, sql| replaced(name, sql, "disown", "s.owner = $1 AND", "$1::uuid IS NOT NULL AND"),
         "lease::only_what_a_worker_owns_is_disowned",
+    ),
+    (
+        "a later claim is disowned as well",
+        |name, sql| replaced(name, sql, "disown", " AND s.epoch = i.claimed", ""),
+        "lease::a_disown_that_comes_late_takes_no_saga_from_a_later_claim",
     ),
 ];
 
