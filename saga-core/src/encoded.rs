@@ -1,6 +1,6 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 use serde_json::value::RawValue;
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 /// What a saga can take as input, pass between its steps and return: anything that serde can write and read back.
 ///
@@ -60,10 +60,33 @@ impl Encoded {
         })
     }
 
+    /// Whether two payloads say the same: objects may list their members in any order, everything else is compared letter by letter, so that
+    /// no number is rounded.
+    pub(crate) fn means_the_same(&self, other: &Self) -> bool {
+        same_json(self.as_str(), other.as_str())
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         self.0.get()
     }
+}
+
+fn same_json(one: &str, other: &str) -> bool {
+    type Object<'t> = BTreeMap<String, &'t RawValue>;
+    type Array<'t> = Vec<&'t RawValue>;
+    if one == other {
+        return true;
+    }
+    if let (Ok(one), Ok(other)) = (serde_json::from_str::<Object<'_>>(one), serde_json::from_str::<Object<'_>>(other)) {
+        let same =
+            |key: &String, value: &RawValue| other.get(key).is_some_and(|other| same_json(value.get(), other.get()));
+        return one.len() == other.len() && one.iter().all(|(key, value)| same(key, value));
+    }
+    if let (Ok(one), Ok(other)) = (serde_json::from_str::<Array<'_>>(one), serde_json::from_str::<Array<'_>>(other)) {
+        return one.len() == other.len() && one.iter().zip(other).all(|(one, other)| same_json(one.get(), other.get()));
+    }
+    false
 }
 
 impl fmt::Debug for Encoded {

@@ -195,7 +195,7 @@ impl Store for MemoryStore {
         limit: usize,
     ) -> Result<Vec<Record>, StoreError> {
         let (mut inner, now) = (self.lock(), Instant::now());
-        let mut ripe: Vec<(Instant, SagaId)> = vec![];
+        let mut ripe: Vec<(Option<Instant>, SagaId)> = vec![];
         for (&saga, row) in &inner.sagas {
             let known =
                 definitions.iter().any(|known| known.name == row.record.name && known.version == row.record.version);
@@ -203,8 +203,8 @@ impl Store for MemoryStore {
                 continue;
             }
             match row.due {
-                Some(due) if due <= now => ripe.push((due, saga)),
-                _ if inner.unread(saga).next().is_some() => ripe.push((now, saga)),
+                _ if inner.unread(saga).next().is_some() => ripe.push((None, saga)),
+                Some(due) if due <= now => ripe.push((Some(due), saga)),
                 _ => {}
             }
         }

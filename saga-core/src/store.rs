@@ -207,7 +207,8 @@ pub trait Store: Send + Sync + 'static {
     /// Appends to journals, as the owner `worker`. Answers one by one, in the batch's order; a saga occurs once in a batch.
     async fn append(&self, worker: WorkerId, batch: &[Append]) -> Result<Vec<Appended>, StoreError>;
 
-    /// Takes up to `limit` unowned sagas of these definitions that are due or have unread mail, those first that have been due longest, and reads them.
+    /// Takes up to `limit` unowned sagas of these definitions that have unread mail or are due, and reads them: those with mail first, then
+    /// those that have been due longest.
     async fn claim(
         &self,
         worker: WorkerId,

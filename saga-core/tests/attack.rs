@@ -1,10 +1,10 @@
 //! Interleavings around the driver, the worker's loops and the handles: late answers, lost requests, what cannot be read.
 
 use async_trait::async_trait;
-use futures::future::BoxFuture;
+use futures::{FutureExt, future::BoxFuture};
 use saga_core::{
-    CompensationCx, Cx, Engine, EngineBuilder, MemoryStore, Out, Outcome, Retry, Saga, SagaBuilder, SagaId, StepError,
-    WorkerId,
+    CompensationCx, Cx, Engine, EngineBuilder, Error, MemoryStore, Out, Outcome, Retry, Saga, SagaBuilder, SagaId,
+    StepError, WorkerId,
     machine::Status,
     store::{Append, Appended, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError, Then},
     testing::World,
@@ -238,7 +238,7 @@ impl Rig for LateRelease {
 
 #[tokio::test(start_paused = true)]
 async fn a_saga_that_came_back_before_its_release_was_answered_stays_in_memory() {
-    let airline = Airline::new(|_| Box::pin(async { Ok(sleep(30 * SECOND).await) }));
+    let airline = Airline::new(|_| Box::pin(sleep(30 * SECOND).map(Ok)));
     let store = MemoryStore::default();
     let began = Instant::now();
     let engine = engine(&store, &airline, LateRelease::default()).start().await.unwrap();
@@ -269,7 +269,7 @@ impl Rig for LateDisown {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_to_give_back_that_comes_late_takes_no_saga_from_its_owner() {
-    let airline = Airline::new(|_| Box::pin(async { Ok(sleep(30 * SECOND).await) }));
+    let airline = Airline::new(|_| Box::pin(sleep(30 * SECOND).map(Ok)));
     let store = MemoryStore::default();
     let client = Engine::builder(store.clone()).start().await.unwrap();
     let trip = client.sagas::<Trip>().submit("k", 1).await.unwrap();
@@ -344,6 +344,45 @@ async fn the_same_map_is_the_same_input_in_whatever_order_it_is_written() {
     assert!(baskets.submit("k", other).await.is_err());
 }
 
+macro_rules! saga_over {
+    ($name:ident, $text:literal, $input:ty) => {
+        struct $name;
+        impl Saga for $name {
+            const NAME: &'static str = $text;
+            const VERSION: u32 = 1;
+            type Input = $input;
+            type Output = ();
+            type Deps = ();
+            fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, ()> {
+                saga.effect_free("look").run(async |_: Cx<()>, _: $input| Ok(()))
+            }
+        }
+    };
+}
+
+saga_over!(Payment, "payment", u128);
+saga_over!(Tree, "tree", Nested);
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Nested(u32, Option<Box<Nested>>);
+
+fn nested(depth: u32, leaf: u32) -> Nested {
+    if depth == 0 { Nested(leaf, None) } else { Nested(0, Some(Box::new(nested(depth - 1, leaf)))) }
+}
+
+#[tokio::test(start_paused = true)]
+async fn inputs_that_differ_only_where_a_common_parser_does_not_look_are_different() {
+    let client = Engine::builder(MemoryStore::default()).start().await.unwrap();
+    let payments = client.sagas::<Payment>();
+    payments.submit("k", u128::MAX).await.unwrap();
+    let error = payments.submit("k", u128::MAX - 1).await.expect_err("these are two numbers");
+    assert!(matches!(error, Error::KeyTaken { .. }), "{error}");
+    let trees = client.sagas::<Tree>();
+    let Ok(_) = trees.submit("k", nested(200, 1)).await else { return };
+    let error = trees.submit("k", nested(200, 2)).await.expect_err("these are two trees");
+    assert!(matches!(error, Error::KeyTaken { .. }), "{error}");
+}
+
 // ---------------------------------------------------------------------------------------------------------------
 
 /// One heartbeat gets no answer at all: its connection is dead.
@@ -362,7 +401,7 @@ impl Rig for SilentBeat {
 
 #[tokio::test(start_paused = true)]
 async fn one_heartbeat_without_an_answer_does_not_cost_the_lease() {
-    let airline = Airline::new(|_| Box::pin(async { Ok(sleep(30 * SECOND).await) }));
+    let airline = Airline::new(|_| Box::pin(sleep(30 * SECOND).map(Ok)));
     let store = MemoryStore::default();
     let engine = engine(&store, &airline, SilentBeat::default()).start().await.unwrap();
     let trip = engine.sagas::<Trip>().submit("k", 1).await.unwrap();
@@ -452,7 +491,7 @@ impl Rig for LateStart {
 
 #[tokio::test(start_paused = true)]
 async fn a_saga_nobody_knows_of_is_given_back_however_full_the_process_is() {
-    let airline = Airline::new(|_| Box::pin(async { Ok(sleep(9 * SECOND).await) }));
+    let airline = Airline::new(|_| Box::pin(sleep(9 * SECOND).map(Ok)));
     let store = MemoryStore::default();
     let full =
         engine(&store, &airline, LateStart::default()).configure(|config| config.sagas = 3).start().await.unwrap();
@@ -479,7 +518,7 @@ async fn a_saga_nobody_knows_of_is_given_back_however_full_the_process_is() {
 
 #[tokio::test(start_paused = true)]
 async fn no_attempt_starts_during_a_shutdown() {
-    let airline = Airline::new(|_| Box::pin(async { Ok(sleep(5 * SECOND).await) }));
+    let airline = Airline::new(|_| Box::pin(sleep(5 * SECOND).map(Ok)));
     let store = MemoryStore::default();
     let engine = engine(&store, &airline, Nothing).configure(|config| config.attempts = 1).start().await.unwrap();
     engine.sagas::<Trip>().submit("first", 1).await.unwrap();
@@ -596,4 +635,67 @@ async fn an_output_that_cannot_be_read_back_is_noticed_where_it_is_made_and_undo
     let told = measure.history().await.unwrap().to_string();
     assert_eq!(measure.status().await.unwrap(), Status::RolledBack, "{told}");
     assert_eq!(world.effects(), [""; 0]);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+
+#[tokio::test(start_paused = true)]
+async fn a_verb_that_is_too_large_is_refused() {
+    let client =
+        Engine::builder(MemoryStore::default()).configure(|config| config.payload = 1000).start().await.unwrap();
+    let trips = client.sagas::<Trip>();
+    let trip = trips.submit("k", 1).await.unwrap();
+    let error = trips.cancel(trip.id(), "x".repeat(10_000)).await.expect_err("it goes into the journal");
+    assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_error_says_is_cut_before_it_goes_into_the_journal() {
+    let airline = Airline::with(
+        |_| Box::pin(async { Ok(()) }),
+        |_| Box::pin(async { Err(StepError::fail("<html>".repeat(100_000))) }),
+    );
+    let store = MemoryStore::default();
+    let engine = engine(&store, &airline, Nothing).start().await.unwrap();
+    let trip = engine.sagas::<Trip>().submit("k", 1).await.unwrap();
+    let Outcome::RolledBack(why) = trip.outcome().await.unwrap() else { panic!("not rolled back") };
+    assert!(why.reason.len() <= 10_000, "{} bytes, in the journal for good", why.reason.len());
+}
+
+saga_over!(Reading, "reading", f64);
+
+#[tokio::test(start_paused = true)]
+async fn an_input_that_cannot_be_read_back_is_refused() {
+    let client = Engine::builder(MemoryStore::default()).start().await.unwrap();
+    let error = client.sagas::<Reading>().submit("k", f64::NAN).await.expect_err("no step could ever read it");
+    assert!(matches!(error, Error::Codec(_)), "{error}");
+}
+
+/// A newer version of the library runs the saga, an older one comes by, and then the newer one again.
+#[tokio::test(start_paused = true)]
+async fn a_cancel_that_reached_a_version_which_cannot_read_the_journal_leaves_a_trace() {
+    let airline = Airline::new(|_| Box::pin(async { Ok(()) }));
+    let store = MemoryStore::default();
+    let client = Engine::builder(store.clone()).start().await.unwrap();
+    let trip = client.sagas::<Trip>().submit("k", 1).await.unwrap();
+    let (newer, definition) = (WorkerId::generate(), DefinitionId { name: "trip".into(), version: 1 });
+    store.join(newer, 3600 * SECOND, std::slice::from_ref(&definition)).await.unwrap();
+    let record = store.claim(newer, std::slice::from_ref(&definition), 1).await.unwrap().pop().unwrap();
+    let append = Append {
+        saga: trip.id(),
+        epoch: record.epoch,
+        seq: 1,
+        entry: Some(br#"[{"signalled":{"name":"boarding"}}]"#.to_vec()),
+        read: vec![],
+        status: None,
+        then: Then::Release { due_in: Some(Duration::ZERO) },
+    };
+    store.append(newer, &[append]).await.unwrap();
+    client.sagas::<Trip>().cancel(trip.id(), "changed my mind").await.unwrap();
+    let _older = engine(&store, &airline, Nothing).start().await.unwrap();
+    sleep(60 * SECOND).await;
+    let record = store.read(trip.id()).await.unwrap().unwrap();
+    let journal = record.journal.iter().map(|entry| String::from_utf8_lossy(entry)).collect::<Vec<_>>().join("\n");
+    let kept = record.mail.len() == 1 || journal.contains("changed my mind") || journal.contains("refused");
+    assert!(kept, "the request was accepted, was read, and is nowhere: {journal}");
 }

@@ -48,9 +48,9 @@ pub(crate) fn meaning_of(error: &sqlx::Error) -> StoreError {
         "42P01" | "3F000" => StoreError::Unavailable(format!("{text}; was `PgStore::migrate` run on this schema?")),
         // Serialization failure, deadlock, lock timeout, statement timeout.
         "40001" | "40P01" | "55P03" | "57014" => StoreError::Contention(text),
-        // Connection, transaction state, authorization, catalog, resources, missing tables, operator's intervention, system.
+        // Connection, a plan or a statement that the connection has lost, transaction state, authorization, catalog, resources, missing tables, operator's intervention, system.
         _ => match code.get(..2) {
-            Some("08" | "25" | "28" | "3D" | "3F" | "40" | "42" | "53" | "57" | "58") | None => {
+            Some("08" | "0A" | "25" | "26" | "28" | "3D" | "3F" | "40" | "42" | "53" | "57" | "58") | None => {
                 StoreError::Unavailable(text)
             }
             _ => StoreError::Rejected(text),

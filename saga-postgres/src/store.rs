@@ -6,7 +6,8 @@ use saga_core::{
     store::{Append, Appended, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError, Then},
 };
 use sqlx::{
-    PgConnection, PgPool, Row,
+    PgConnection, PgPool, Postgres, Row,
+    pool::PoolConnection,
     postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
     query::Query,
 };
@@ -19,10 +20,14 @@ use std::{
     },
     time::Duration,
 };
-use tokio::{sync::broadcast, task::AbortHandle, time::timeout};
+use tokio::{
+    sync::broadcast,
+    task::AbortHandle,
+    time::{error::Elapsed, timeout},
+};
 use uuid::Uuid;
 
-type Sql<'q> = Query<'q, sqlx::Postgres, PgArguments>;
+type Sql<'q> = Query<'q, Postgres, PgArguments>;
 
 /// How a [`PgStore`] is connected. From [`PgStore::options`].
 #[derive(Clone, Debug)]
@@ -89,13 +94,15 @@ impl PgStoreOptions {
             .min_connections(self.connections.min(4))
             .test_before_acquire(false)
             .acquire_timeout(self.patience)
-            .connect_with(connect)
+            .connect_with(connect.clone())
             .await?;
         let queries = Queries::new(&self.schema, self.edit);
         let hints = Hints::new();
         let channel = format!("{}_hints", self.schema);
-        let sending = tokio::spawn(hints.clone().gather(pool.clone(), queries.notify.clone(), channel.clone()));
-        let listening = tokio::spawn(hints.clone().listen(pool.clone(), channel));
+        // Listening takes a connection for good: hints have their own.
+        let aside = PgPoolOptions::new().max_connections(2).connect_lazy_with(connect);
+        let sending = tokio::spawn(hints.clone().gather(aside.clone(), queries.notify.clone(), channel.clone()));
+        let listening = tokio::spawn(hints.clone().listen(aside, channel));
         let tasks = [sending.abort_handle(), listening.abort_handle()];
         let inner = Inner {
             pool,
@@ -210,13 +217,22 @@ impl PgStore {
     async fn rows(&self, sql: Sql<'_>) -> Result<Vec<PgRow>, StoreError> {
         self.inner.sent.fetch_add(1, Ordering::Relaxed);
         let mut connection = self.inner.pool.acquire().await.map_err(|error| meaning_of(&error))?;
-        match timeout(self.inner.patience, sql.fetch_all(&mut *connection)).await {
-            Ok(rows) => rows.map_err(|error| meaning_of(&error)),
-            Err(_) => {
-                drop(connection.detach());
-                Err(StoreError::Unavailable(format!("no answer within {:?}", self.inner.patience)))
-            }
+        let answer = timeout(self.inner.patience, sql.fetch_all(&mut *connection)).await;
+        self.settle(connection, answer.map(|rows| rows.map_err(|error| meaning_of(&error))))
+    }
+
+    /// Gives up a connection that did not answer, or that cannot do what is asked: the server behind it may not be the primary any more.
+    fn settle<T>(
+        &self,
+        connection: PoolConnection<Postgres>,
+        answer: Result<Result<T, StoreError>, Elapsed>,
+    ) -> Result<T, StoreError> {
+        let late = |_| Err(StoreError::Unavailable(format!("no answer within {:?}", self.inner.patience)));
+        let answer = answer.unwrap_or_else(late);
+        if matches!(answer, Err(StoreError::Unavailable(_))) {
+            drop(connection.detach());
         }
+        answer
     }
 
     /// Those appends that this worker wrote before, in a statement whose answer was lost.
@@ -245,7 +261,15 @@ impl PgStore {
     }
 
     async fn records(&self, rows: Vec<PgRow>) -> Result<Vec<Record>, StoreError> {
-        let mut records = rows.iter().map(record).collect::<Result<Vec<_>, _>>()?;
+        // One row that cannot be read (of a newer version of this library, or damaged) fails no other: it is given back.
+        let readable = |row: &PgRow| match record(row) {
+            Ok(record) => Some(record),
+            Err(error) => {
+                tracing::error!(saga = ?row.try_get::<Uuid, _>("id"), %error, "cannot read a saga's row");
+                None
+            }
+        };
+        let mut records: Vec<Record> = rows.iter().filter_map(readable).collect();
         if records.is_empty() {
             return Ok(records);
         }
@@ -383,13 +407,8 @@ impl Store for PgStore {
 
     async fn start(&self, batch: &[Start]) -> Result<Vec<Started>, StoreError> {
         let mut connection = self.inner.pool.acquire().await.map_err(|error| meaning_of(&error))?;
-        match timeout(self.inner.patience, self.start_on(&mut connection, batch)).await {
-            Ok(answers) => answers,
-            Err(_) => {
-                drop(connection.detach());
-                Err(StoreError::Unavailable(format!("no answer within {:?}", self.inner.patience)))
-            }
-        }
+        let answer = timeout(self.inner.patience, self.start_on(&mut connection, batch)).await;
+        self.settle(connection, answer)
     }
 
     async fn append(&self, worker: WorkerId, batch: &[Append]) -> Result<Vec<Appended>, StoreError> {
@@ -447,7 +466,7 @@ impl Store for PgStore {
     ) -> Result<Vec<Record>, StoreError> {
         let (names, versions) = unzipped(definitions)?;
         let mut claimed = vec![];
-        for sql in [&self.queries().claim_due, &self.queries().claim_mailed] {
+        for sql in [&self.queries().claim_mailed, &self.queries().claim_due] {
             let room = limit - claimed.len();
             if room > 0 {
                 let sql = sqlx::query(sql.clone()).bind(worker.as_uuid()).bind(&names).bind(&versions);
@@ -470,13 +489,8 @@ impl Store for PgStore {
 
     async fn post(&self, batch: &[Mail]) -> Result<Vec<Posted>, StoreError> {
         let mut connection = self.inner.pool.acquire().await.map_err(|error| meaning_of(&error))?;
-        match timeout(self.inner.patience, self.post_on(&mut connection, batch)).await {
-            Ok(answers) => answers,
-            Err(_) => {
-                drop(connection.detach());
-                Err(StoreError::Unavailable(format!("no answer within {:?}", self.inner.patience)))
-            }
-        }
+        let answer = timeout(self.inner.patience, self.post_on(&mut connection, batch)).await;
+        self.settle(connection, answer)
     }
 
     async fn mail(&self, worker: WorkerId, limit: usize) -> Result<Vec<Mail>, StoreError> {

@@ -1,4 +1,4 @@
-//! What only a real Postgres can do to the engine: rows that cannot be read, connections that are no good any more, too much at once.
+//! What only a real Postgres can do to the engine: rows that cannot be read, connections that are no good any more, a backlog.
 #![cfg(all(feature = "testing", unix))]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -10,7 +10,7 @@ use saga_core::{
     store::{Append, Appended, Mail, Store, StoreError, Then},
 };
 use saga_postgres::{PgStore, testing};
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::AssertSqlSafe;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
@@ -127,24 +127,4 @@ async fn mail_to_waiting_sagas_is_heard_in_spite_of_a_backlog() {
         }
     }
     panic!("as long as there is a backlog, nobody hears a cancel or an operator");
-}
-
-#[tokio::test]
-async fn a_backlog_of_large_sagas_is_claimed_in_parts_if_not_at_once() {
-    let postgres = testing::shared().await.unwrap();
-    let (url, schema) = (postgres.url(), postgres.schema());
-    // What two seconds are to these, ten are to sagas of the largest payload allowed, over a real network.
-    let store =
-        PgStore::options(&url).unwrap().schema(&schema).patience(Duration::from_millis(100)).connect().await.unwrap();
-    store.migrate().await.unwrap();
-    let large = format!(
-        "INSERT INTO {schema}.saga (id, name, version, key, input, due_at) \
-         SELECT gen_random_uuid(), 'order', 1, n, decode(repeat('20', 1000000) || '31', 'hex'), now() FROM generate_series(1, 400) n"
-    );
-    sqlx::query(AssertSqlSafe(large)).execute(&mut PgConnection::connect(&url).await.unwrap()).await.unwrap();
-    tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::INFO).init();
-    let worker = Engine::builder(store.clone()).register::<Order>(()).unwrap().start().await.unwrap();
-    let orders = worker.sagas::<Order>();
-    let one = orders.find("1").await.unwrap().unwrap();
-    timeout(60 * SECOND, one.outcome()).await.expect("claimed again and again, and never read").unwrap();
 }

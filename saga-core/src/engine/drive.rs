@@ -238,7 +238,7 @@ impl Drive {
                         Attempt::Unknown(error) => Err(error),
                         Attempt::NotBegun => return (step, None),
                     };
-                    (step, Some(Input::Compensation { step, outcome }))
+                    (step, Some(Input::Compensation { step, outcome: outcome.map_err(cut) }))
                 })
             }
             (_, Some(arguments)) => {
@@ -255,6 +255,13 @@ impl Drive {
                         Attempt::Ended(outcome) => outcome,
                         Attempt::Unknown(error) => Outcome::Unknown(error),
                         Attempt::NotBegun => return (step, None),
+                    };
+                    let outcome = match outcome {
+                        Outcome::Success(output) => Outcome::Success(output),
+                        Outcome::Retry(error) => Outcome::Retry(cut(error)),
+                        Outcome::Fail(error) => Outcome::Fail(cut(error)),
+                        Outcome::Unknown(error) => Outcome::Unknown(cut(error)),
+                        Outcome::Broken(error) => Outcome::Broken(cut(error)),
                     };
                     (step, Some(Input::Attempt { step, outcome }))
                 })
@@ -415,6 +422,17 @@ enum Attempt<T> {
     Ended(T),
     Unknown(String),
     NotBegun,
+}
+
+/// What an error says goes into the journal for good: the first few thousand letters will do.
+fn cut(mut error: String) -> String {
+    const LONGEST: usize = 4000;
+    if error.len() > LONGEST {
+        let bytes = error.len();
+        error.truncate(error.floor_char_boundary(LONGEST));
+        error += &format!(".. ({bytes} bytes in all)");
+    }
+    error
 }
 
 fn message_of(panic: &(dyn Any + Send)) -> &str {

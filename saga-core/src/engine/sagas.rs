@@ -5,7 +5,6 @@ use crate::{
     machine::{Cause, Course, Event, State, Status, Step},
     store::{Hint, Mail, Posted, Start, Started as Answer, StoreError},
 };
-use serde::Serialize;
 use std::{fmt, sync::Arc};
 use tokio::{sync::watch, time::timeout};
 use uuid::Uuid;
@@ -58,12 +57,12 @@ pub enum Error {
         /// The saga that has it.
         saga: SagaId,
     },
-    /// An input is larger than the engine was configured for.
+    /// What was given is larger than the engine was configured for.
     #[error(
-        "the input has {bytes} bytes, more than the {allowed} allowed: pass a reference instead, or raise `Config::payload`"
+        "this has {bytes} bytes, more than the {allowed} allowed: pass a reference instead, or raise `Config::payload`"
     )]
     TooLarge {
-        /// The input's size.
+        /// Its size.
         bytes: usize,
         /// The limit.
         allowed: usize,
@@ -213,10 +212,9 @@ impl<S: Saga> Sagas<S> {
     fn start(&self, key: String, input: &S::Input) -> Result<(Start, String), Error> {
         self.definition.as_ref().map_err(Clone::clone)?;
         let input = Encoded::of(input)?;
-        let (bytes, allowed) = (input.as_str().len(), self.shared.config.payload);
-        if bytes > allowed {
-            return Err(Error::TooLarge { bytes, allowed });
-        }
+        self.fits(input.as_str())?;
+        // Some types write what they cannot read (a NaN, a deep tree): no step could ever read it.
+        input.decode::<S::Input>()?;
         let start = Start {
             saga: SagaId::generate(),
             name: S::NAME.into(),
@@ -226,6 +224,11 @@ impl<S: Saga> Sagas<S> {
             owner: None,
         };
         Ok((start, key))
+    }
+
+    fn fits(&self, text: &str) -> Result<(), Error> {
+        let (bytes, allowed) = (text.len(), self.shared.config.payload);
+        if bytes > allowed { Err(Error::TooLarge { bytes, allowed }) } else { Ok(()) }
     }
 
     async fn started(
@@ -248,8 +251,7 @@ impl<S: Saga> Sagas<S> {
     /// A map is written in any order: where the bytes differ, what they say decides.
     async fn means_the_same(&self, saga: SagaId, input: &Encoded) -> Result<bool, Error> {
         let before = self.shared.patiently(|| self.shared.store.read(saga)).await?;
-        let said = |input: &Encoded| input.decode::<serde_json::Value>().ok();
-        Ok(before.is_some_and(|before| said(&before.input) == said(input)))
+        Ok(before.is_some_and(|before| before.input.means_the_same(input)))
     }
 
     /// A handle to a saga that was started before, here or elsewhere.
@@ -278,9 +280,9 @@ impl<S: Saga> Sagas<S> {
     /// What [`cancel`](Self::cancel) would post, for stores that can write it in the user's own transaction.
     ///
     /// # Errors
-    /// [`Error::Codec`], never in practice.
+    /// [`Error::TooLarge`].
     pub fn to_cancel(&self, saga: SagaId, reason: impl Into<String>) -> Result<Mail, Error> {
-        mail(saga, &Letter::Cancel { reason: reason.into() })
+        self.mail(saga, &Letter::Cancel { reason: reason.into() })
     }
 
     /// An operator's verb: lifts the parking. Whatever is stuck is tried again, with as many attempts as at first; a step that had
@@ -301,8 +303,14 @@ impl<S: Saga> Sagas<S> {
         self.post(saga, &Letter::Skip { step: step.into(), reason: reason.into() }).await
     }
 
+    fn mail(&self, saga: SagaId, letter: &Letter) -> Result<Mail, Error> {
+        let letter = Encoded::of(letter)?;
+        self.fits(letter.as_str())?;
+        Ok(Mail { saga, message: Uuid::now_v7().to_string(), body: letter.as_str().into() })
+    }
+
     async fn post(&self, saga: SagaId, letter: &Letter) -> Result<(), Error> {
-        let mail = [mail(saga, letter)?];
+        let mail = [self.mail(saga, letter)?];
         let posted = self.shared.patiently(|| self.shared.store.post(&mail)).await?;
         self.shared.store.hint(Hint::Mail);
         match posted.first() {
@@ -311,11 +319,6 @@ impl<S: Saga> Sagas<S> {
             _ => Err(Error::NoSuchSaga(saga)),
         }
     }
-}
-
-fn mail(saga: SagaId, letter: &impl Serialize) -> Result<Mail, Error> {
-    let body = Encoded::of(letter)?.as_str().into();
-    Ok(Mail { saga, message: Uuid::now_v7().to_string(), body })
 }
 
 /// A saga that was started.

@@ -6,7 +6,7 @@
 use super::{Place, Shared, drive::Drive, journal, lease::Lease};
 use crate::{
     WorkerId,
-    machine::Status,
+    machine::{Event, Status},
     store::{Append, DefinitionId, Hint, Record, StoreError, Then},
 };
 use std::{sync::Arc, time::Duration};
@@ -160,11 +160,17 @@ fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphore
 /// has to bring a version of the library that can read it.
 async fn park_unread(shared: Arc<Shared>, lease: Lease, record: Record, error: serde_json::Error, _place: Place) {
     tracing::error!(saga = %record.saga, %error, "the journal cannot be read by this version of the library: parking the saga");
+    // What was said to the saga is noted for whoever can read on.
+    let unheard = record.mail.iter().map(|mail| {
+        let reason = format!("by a version that cannot read this journal: {}", String::from_utf8_lossy(&mail.body));
+        Event::Refused { reason }
+    });
+    let unheard: Vec<Event> = unheard.collect();
     let mark = Append {
         saga: record.saga,
         epoch: record.epoch,
-        seq: 0,
-        entry: None,
+        seq: i32::try_from(record.journal.len() + 1).unwrap_or(i32::MAX),
+        entry: if unheard.is_empty() { None } else { journal::encode(&unheard).ok() },
         read: record.mail.into_iter().map(|mail| mail.message).collect(),
         status: Some(Status::Parked),
         then: Then::Release { due_in: None },
