@@ -58,7 +58,7 @@ impl Committer {
         // number of sagas in memory, each of which has at most one under way.
         let (starts, waiting) = mpsc::channel(2 * config.batch);
         spawn.task(commit_starts(store.clone(), waiting, config.batch, spawn.clone()));
-        let appends = (0..config.committers.max(1)).map(|_| {
+        let appends = (0..config.committers).map(|_| {
             let (appends, waiting) = mpsc::unbounded_channel();
             spawn.task(commit_appends(store.clone(), waiting, config.batch));
             appends

@@ -1,6 +1,7 @@
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
-/// How an engine behaves. Every field has a default that suits a service on a small machine.
+/// How an engine behaves. Every field has a default that suits a service on a small machine; zero counts as the least that makes sense.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Config {
@@ -39,5 +40,17 @@ impl Default for Config {
             payload: 1 << 20,
             patience: Duration::from_secs(10),
         }
+    }
+}
+
+impl Config {
+    /// Zero of anything would mean to do nothing, for ever or all the time.
+    pub(crate) fn make_sensible(&mut self) {
+        self.sagas = self.sagas.clamp(1, Semaphore::MAX_PERMITS);
+        self.attempts = self.attempts.clamp(1, Semaphore::MAX_PERMITS);
+        self.committers = self.committers.clamp(1, 64);
+        self.batch = self.batch.clamp(1, 10_000);
+        self.lease = self.lease.max(Duration::from_millis(50));
+        self.poll = self.poll.max(Duration::from_millis(1));
     }
 }

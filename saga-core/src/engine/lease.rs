@@ -27,8 +27,14 @@ impl Lease {
         *self.until.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn extend(&self, until: Instant) {
-        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+    /// `false` when it had lapsed before: whoever saw that must not see it come back.
+    pub(crate) fn extend(&self, longer: Instant) -> bool {
+        let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
+        let holds = !self.lost.is_cancelled() && Instant::now() < *until;
+        if holds {
+            *until = longer;
+        }
+        holds
     }
 
     /// Whether something that counts on the lease may begin now.

@@ -130,7 +130,8 @@ impl EngineBuilder {
     ///
     /// # Errors
     /// [`Error::ChangedGraph`] when a registered version was stored with another graph; [`Error::Store`] when the store cannot be reached.
-    pub async fn start(self) -> Result<Engine, Error> {
+    pub async fn start(mut self) -> Result<Engine, Error> {
+        self.config.make_sensible();
         for (name, version, now) in self.fingerprints {
             let stored = self.store.register(&DefinitionId { name: name.into(), version }, &now).await?;
             if stored != now {
@@ -145,8 +146,8 @@ impl EngineBuilder {
             processes: self.processes,
             lease: Mutex::new(Lease::new(crate::WorkerId::generate(), tokio::time::Instant::now())),
             in_memory: Mutex::default(),
-            slots: Arc::new(Semaphore::new(self.config.sagas.max(1))),
-            attempts: Semaphore::new(self.config.attempts.max(1)),
+            slots: Arc::new(Semaphore::new(self.config.sagas)),
+            attempts: Semaphore::new(self.config.attempts),
             outcomes: Outcomes::default(),
             work: Notify::new(),
             mail: Notify::new(),
@@ -257,7 +258,7 @@ impl Shared {
         let answered = timeout(patience, async {
             loop {
                 match call().await {
-                    Err(StoreError::Unavailable(error)) => last = error,
+                    Err(StoreError::Unavailable(error) | StoreError::Contention(error)) => last = error,
                     answer => return answer,
                 }
                 tokio::time::sleep(committer::AGAIN).await;

@@ -65,11 +65,8 @@ async fn lost_the_lease(shared: &Shared, lease: &Lease, pause: Duration) -> bool
         let answered =
             timeout_at(lease.until().min(sent + pause), shared.store.beat(lease.worker(), shared.config.lease));
         match answered.await {
-            Ok(Ok(true)) if lease.holds() => {
-                lease.extend(sent + shared.config.lease);
-                return false;
-            }
-            Ok(Ok(_)) => return true,
+            Ok(Ok(true)) => return !lease.extend(sent + shared.config.lease),
+            Ok(Ok(false)) => return true,
             Ok(Err(error)) => {
                 tracing::warn!(%error, "no heartbeat");
                 next = sent + pause / 4;
