@@ -14,7 +14,7 @@ use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered}
 use serde::{Deserialize, Serialize};
 use std::{any::Any, collections::HashSet, pin::pin, sync::Arc, time::Duration};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -54,7 +54,14 @@ pub(crate) struct Drive {
     attempts: FuturesUnordered<BoxFuture<'static, (StepIndex, Option<Input>)>>,
     ended: watch::Sender<Option<Ended>>,
     _place: Place,
+    /// Held by a suspect until it has made progress.
+    quarantine: Option<OwnedSemaphorePermit>,
 }
+
+/// A saga that was lost with so many workers in a row may be what kills them.
+const SUSPECT: u32 = 2;
+/// When a suspect that finds the quarantine taken is looked at again.
+const NEXT_SUSPECT: Duration = Duration::from_secs(1);
 
 type Answer = Result<Appended, StoreError>;
 
@@ -87,6 +94,7 @@ impl Drive {
             mailbox,
             ended,
             _place: place,
+            quarantine: None,
         };
         if record.lapses > drive.state.lapses() {
             drive.take(Input::Lapsed { total: record.lapses });
@@ -95,6 +103,24 @@ impl Drive {
             drive.open(mail);
         }
         drive
+    }
+
+    /// Suspects run one at a time in a process, so that one which kills its worker takes no other with it into the count.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.state.lapses_without_progress() >= SUSPECT && self.state.status() != Status::Parked
+    }
+
+    pub(crate) fn quarantined(mut self, quarantine: OwnedSemaphorePermit) -> Self {
+        self.quarantine = Some(quarantine);
+        self
+    }
+
+    /// Puts the saga back as it was claimed: nothing of it has begun here.
+    pub(crate) async fn put_back(self) {
+        let then = Then::Release { due_in: Some(NEXT_SUSPECT.mul_f64(0.5 + fastrand::f64())) };
+        let (saga, epoch, seq) = (self.saga, self.epoch, self.seq + 1);
+        let append = Append { saga, epoch, seq, entry: None, read: vec![], status: None, then };
+        let _ = self.shared.committer.append(&self.lease, append).await;
     }
 
     /// Runs until the saga ended, was released, or was lost.
@@ -333,6 +359,9 @@ impl Drive {
     /// Takes note of a successful append; whether the saga stays in memory.
     fn written(&mut self, append: &Append) -> bool {
         self.seq += i32::from(append.entry.is_some());
+        if self.state.lapses_without_progress() == 0 {
+            self.quarantine = None;
+        }
         if let Some(status) = append.status {
             self.status = status;
             if let Some(ended) = Ended::of(self.process.graph(), self.process.output(), &self.state) {
@@ -406,9 +435,13 @@ impl Limits {
         if !self.lease.holds() || self.shared.draining.is_cancelled() {
             return Attempt::NotBegun;
         }
+        let lease = self.lease;
+        // The process may stand still before the task begins: only what is looked at there counts.
+        let work = async move { if lease.holds() { Some(work.await) } else { None } };
         let work = AbortOnDropHandle::new(self.shared.drives.spawn(work));
         match timeout(allowed, work).await {
-            Ok(Ok(outcome)) => Attempt::Ended(outcome),
+            Ok(Ok(Some(outcome))) => Attempt::Ended(outcome),
+            Ok(Ok(None)) => Attempt::NotBegun,
             Ok(Err(stopped)) => Attempt::Unknown(match stopped.try_into_panic() {
                 Ok(panic) => format!("it panicked: {}", message_of(&*panic)),
                 Err(stopped) => format!("it was stopped: {stopped}"),

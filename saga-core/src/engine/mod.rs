@@ -148,6 +148,7 @@ impl EngineBuilder {
             in_memory: Mutex::default(),
             slots: Arc::new(Semaphore::new(self.config.sagas)),
             attempts: Semaphore::new(self.config.attempts),
+            quarantine: Arc::new(Semaphore::new(1)),
             outcomes: Outcomes::default(),
             work: Notify::new(),
             mail: Notify::new(),
@@ -188,6 +189,8 @@ pub(crate) struct Shared {
     slots: Arc<Semaphore>,
     /// Room for attempts.
     attempts: Semaphore,
+    /// Room for one saga that may be what kills its workers.
+    quarantine: Arc<Semaphore>,
     outcomes: Outcomes,
     /// There may be work to claim.
     work: Notify,

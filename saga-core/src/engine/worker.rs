@@ -9,6 +9,7 @@ use crate::{
     machine::{Event, Status},
     store::{Append, DefinitionId, Hint, Record, StoreError, Then},
 };
+use futures::future::join_all;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{OwnedSemaphorePermit, broadcast::error::RecvError, watch},
@@ -100,9 +101,9 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
         match shared.store.claim(lease.worker(), &shared.definitions, room.len()).await {
             Ok(claimed) => {
                 let more = claimed.len() == room.len();
-                for (record, slot) in claimed.into_iter().zip(room.drain(..)) {
-                    run(&shared, &lease, record, slot);
-                }
+                let claimed = claimed.into_iter().zip(room.drain(..));
+                let suspects = claimed.filter_map(|(record, slot)| run(&shared, &lease, record, slot)).collect();
+                isolate(&shared, suspects).await;
                 if more {
                     continue;
                 }
@@ -135,21 +136,36 @@ async fn room(shared: &Shared) -> Vec<OwnedSemaphorePermit> {
     room
 }
 
-fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphorePermit) {
+/// Runs a claimed saga, but not one that may be what kills its workers: that is answered.
+fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphorePermit) -> Option<Drive> {
     let definition = DefinitionId { name: record.name.clone(), version: record.version };
     let Some(process) = shared.processes.get(&definition) else {
         // The store answered with what was not asked for. The next round gives it back.
         tracing::error!(?definition, "claimed a saga of an unknown definition");
-        return;
+        return None;
     };
     let (place, mailbox) = Place::take(shared, record.saga, slot);
     let (ended, _) = watch::channel(None);
     match journal::decode(&record.journal) {
         Ok(events) => {
             let drive = Drive::new(process.clone(), lease.clone(), record, &events, mailbox, ended, place);
+            if drive.is_suspect() {
+                return Some(drive);
+            }
             shared.spawn_drive(drive.run());
         }
         Err(error) => shared.spawn_drive(park_unread(shared.clone(), lease.clone(), record, error, place)),
+    }
+    None
+}
+
+/// Of the suspects one runs at a time in a process, and alone: the others are put back before it begins, so that they are not lost with it.
+async fn isolate(shared: &Shared, mut suspects: Vec<Drive>) {
+    let quarantine = shared.quarantine.clone().try_acquire_owned().ok();
+    let chosen = quarantine.and_then(|quarantine| Some(suspects.pop()?.quarantined(quarantine)));
+    join_all(suspects.into_iter().map(Drive::put_back)).await;
+    if let Some(chosen) = chosen {
+        shared.spawn_drive(chosen.run());
     }
 }
 

@@ -170,6 +170,11 @@ impl State {
         self.lapses
     }
 
+    /// How many workers were lost with the saga since it last made progress.
+    pub const fn lapses_without_progress(&self) -> u32 {
+        self.lapses_without_progress
+    }
+
     /// Where the saga stands.
     pub fn status(&self) -> Status {
         if self.parked.is_some() || self.stuck().is_some() {

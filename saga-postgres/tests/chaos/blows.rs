@@ -23,8 +23,10 @@ pub(crate) enum Kind {
 pub(crate) struct Blow {
     pub(crate) kind: Kind,
     pub(crate) pid: i32,
-    /// From then on it did nothing, for good or for a while.
+    /// From then on it did nothing ..
     pub(crate) at: i64,
+    /// .. for good, or until then.
+    pub(crate) until: Option<i64>,
 }
 
 /// Deals all the blows, often two at once.
@@ -66,14 +68,15 @@ async fn hit(fleet: &Fleet, pool: &PgPool, dice: &Dice, lease: Duration, place: 
     match kind {
         Kind::Kill => {
             fleet::signal(pid, Signal::KILL);
-            Blow { kind, pid, at: now() }
+            Blow { kind, pid, at: now(), until: None }
         }
         Kind::Freeze => {
             fleet::signal(pid, Signal::STOP);
-            let blow = Blow { kind, pid, at: now() };
+            let at = now();
             sleep(lease + dice.millis(50..500)).await;
+            let until = Some(now());
             fleet::signal(pid, Signal::CONT);
-            blow
+            Blow { kind, pid, at, until }
         }
     }
 }

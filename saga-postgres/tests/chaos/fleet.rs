@@ -18,6 +18,9 @@ use tokio::{process::Command, sync::watch, task::JoinSet, time::sleep};
 /// The test that is a worker when this variable is set.
 pub(crate) const WORKER: (&str, &str) = ("worker_process", "SAGA_CHAOS_WORKER");
 
+/// How many things a worker does at the same instant.
+pub(crate) const THREADS: usize = 2;
+
 /// What a worker is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Orders {
@@ -138,7 +141,7 @@ pub(crate) fn signal(pid: i32, signal: Signal) {
     let _ = kill_process(Pid::from_raw(pid).unwrap(), signal);
 }
 
-/// What a worker process does, until it is killed.
+/// What a worker process does, until it is killed. With as many threads as [`THREADS`] says.
 #[tokio::main(worker_threads = 2)]
 pub(crate) async fn work(orders: &str) {
     #[cfg(target_os = "linux")]
