@@ -1,6 +1,7 @@
 //! The code blocks of the guide and of the README, compiled and run as doctests: `cargo test -p guide`.
 //!
 //! Those that need a Postgres take the one in `DATABASE_URL`, else a throw-away one.
+#![allow(clippy::test_attr_in_doctest, reason = "the guide shows whole test files")]
 
 #[doc = include_str!("../README.md")]
 pub mod readme {}
