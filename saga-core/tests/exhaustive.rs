@@ -94,8 +94,8 @@ fn graph_of(shape: &Shape, bounds: Bounds) -> Option<Graph> {
     let retry = Retry::fixed(Duration::ZERO).attempts(bounds.attempts);
     let node = |(step, &(after, kind)): (usize, &(u8, Kind))| {
         let mut node = Node::new(NAMES[step], kind, &members(after).collect::<Vec<_>>());
-        node.forward.retry = retry.clone();
-        node.compensation.retry = retry.clone();
+        node.forward.retry = retry;
+        node.compensation.retry = retry;
         node
     };
     Graph::new("model", shape.iter().enumerate().map(node).collect()).ok()
