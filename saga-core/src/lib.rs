@@ -3,7 +3,7 @@
 //! A *saga* is one business action that spans several services: each step that changes the world knows how to undo itself, and when a step fails,
 //! what was done before is undone. The engine runs inside your own service, on any number of nodes, keeps every saga in a
 //! [store](store::Store) (Postgres, in the crate `saga-postgres`), and ends each one in exactly one of three ways: *completed*, *rolled back*, or *parked* for a
-//! person. Kill any process at any moment: nothing is lost and nothing is half done.
+//! person. Kill any process at any moment: nothing is lost, and nothing stays half done.
 //!
 //! # The smallest complete saga
 //!

@@ -123,3 +123,30 @@ async fn the_view_shows_journals_as_json() {
     let (status, events): (String, String) = sqlx::query_as(AssertSqlSafe(sql)).fetch_one(store.pool()).await.unwrap();
     assert_eq!((status.as_str(), events.as_str()), ("completed", "[]"));
 }
+
+/// The second limit of the benchmark is the group-commit statement alone. It has to be that very statement.
+#[test]
+fn the_benchmark_measures_the_statement_that_is_sent() {
+    let append = include_str!("../src/sql/append.sql");
+    let script = include_str!("../examples/throughput/limit_b.sql");
+    let body: Vec<&str> = append.lines().filter(|line| !line.starts_with("--")).collect();
+    let (result, body) = body.split_last().unwrap();
+    assert_eq!(*result, "SELECT id, coalesce(mine, false) AS mine FROM locked");
+    for step in 0..4 {
+        let last = step == 3;
+        let filled = [
+            ("$10", "'{}'".to_owned()),
+            ("$9", "'{}'".to_owned()),
+            ("$8", "array_fill(NULL::bigint, ARRAY[200])".to_owned()),
+            ("$7", format!("array_fill({last}, ARRAY[200])")),
+            ("$6", format!("array_fill({}::smallint, ARRAY[200])", if last { "3" } else { "NULL" })),
+            ("$5", format!(r#"array_fill('[{{"succeeded":{{"step": {step},"output": null}}}}]'::bytea, ARRAY[200])"#)),
+            ("$4", format!("array_fill({}, ARRAY[200])", step + 1)),
+            ("$3", "array_fill(1::bigint, ARRAY[200])".to_owned()),
+            ("$2", ":ids".to_owned()),
+            ("$1", "'00000000-0000-4000-8000-000000000001'".to_owned()),
+        ];
+        let sql = filled.iter().fold(body.join("\n"), |sql, (parameter, value)| sql.replace(parameter, value));
+        assert!(script.contains(&sql), "limit_b.sql, step {step}, is not append.sql any more:\n{sql}");
+    }
+}
