@@ -36,6 +36,11 @@ impl Encoded {
         })
     }
 
+    /// JSON's `null`: what `()` is written as.
+    pub fn null() -> Self {
+        Self(RawValue::NULL.to_owned().into())
+    }
+
     /// Reads the payload as a `T`.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-use std::{error::Error, fmt};
+use std::{any::Any, error::Error, fmt};
 
 /// What an attempt that did not succeed says about the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -118,4 +118,10 @@ impl<T, E: Into<Box<dyn Error + Send + Sync>>> OrClass<T, E> for Result<T, E> {
     fn classify(self, by: impl FnOnce(&E) -> Class) -> Result<T, StepError> {
         self.map_err(|error| StepError { class: Some(by(&error)), source: error.into() })
     }
+}
+
+/// What a panic said.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
 }

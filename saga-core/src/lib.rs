@@ -91,10 +91,13 @@ mod error;
 mod id;
 pub mod machine;
 mod memory;
+pub mod message;
+pub mod participant;
 mod retry;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod transport;
 
 pub use definition::{BuildError, CompensationCx, Cx, Definition, Out, Saga, SagaBuilder};
 pub use encoded::{CodecError, Encoded, Payload};

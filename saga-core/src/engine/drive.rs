@@ -7,12 +7,13 @@ use super::{Place, Shared, journal, lease::Lease, sagas::Ended};
 use crate::{
     Encoded, SagaId,
     definition::{Arguments, Call, Process, StepIndex},
+    error::panic_message,
     machine::{Cause, Clock, Course, Event, Input, Millis, Outcome, State, Status, Step},
     store::{Append, Appended, Hint, Mail, Record, StoreError, Then},
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use serde::{Deserialize, Serialize};
-use std::{any::Any, collections::HashSet, pin::pin, sync::Arc, time::Duration};
+use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
     time::{Instant, sleep_until, timeout},
@@ -443,7 +444,7 @@ impl Limits {
             Ok(Ok(Some(outcome))) => Attempt::Ended(outcome),
             Ok(Ok(None)) => Attempt::NotBegun,
             Ok(Err(stopped)) => Attempt::Unknown(match stopped.try_into_panic() {
-                Ok(panic) => format!("it panicked: {}", message_of(&*panic)),
+                Ok(panic) => format!("it panicked: {}", panic_message(&*panic)),
                 Err(stopped) => format!("it was stopped: {stopped}"),
             }),
             Err(_) => Attempt::Unknown(format!("no answer within {allowed:?}")),
@@ -466,9 +467,4 @@ fn cut(mut error: String) -> String {
         error += &format!(".. ({bytes} bytes in all)");
     }
     error
-}
-
-fn message_of(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
 }

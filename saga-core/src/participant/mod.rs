@@ -1,0 +1,155 @@
+//! The other side of a command step: a service that takes part in the sagas of others.
+//!
+//! A participant says which function does a command and which undoes it; everything else is its host's affair: the [barrier](Inbox) that makes
+//! repeats, late commands and undos without their command harmless, the reply, and the dead letters.
+//!
+//! ```
+//! # use saga_core::{StepError, participant::*, transport::Transport};
+//! # use serde::{Deserialize, Serialize};
+//! # use std::sync::Arc;
+//! #[derive(Serialize, Deserialize)]
+//! struct ReserveStock { sku: String, quantity: u32 }
+//! #[derive(Serialize, Deserialize)]
+//! struct ReleaseStock;
+//!
+//! impl Command for ReserveStock {
+//!     const TYPE: &'static str = "inventory.reserve.v1";
+//!     const TOPIC: &'static str = "inventory.commands";
+//!     type Reply = u64;
+//! }
+//! impl Command for ReleaseStock {
+//!     const TYPE: &'static str = "inventory.release.v1";
+//!     const TOPIC: &'static str = "inventory.commands";
+//!     type Reply = ();
+//! }
+//!
+//! # struct Settings;
+//! # type Tx = ();
+//! async fn reserve(_: CommandCx<Settings>, _db: &mut Tx, command: ReserveStock) -> Result<u64, StepError> {
+//!     match command.quantity {
+//!         0 => Err(StepError::fail("a reservation needs a quantity")), // a business no, and it stays one
+//!         quantity => Ok(quantity.into()),
+//!     }
+//! }
+//! async fn release(_: CommandCx<Settings>, _db: &mut Tx, _: ReleaseStock) -> Result<(), StepError> {
+//!     Ok(()) // only called if `reserve` has happened, and only once
+//! }
+//!
+//! # async fn run(transport: Arc<dyn Transport>) -> Result<(), Box<dyn std::error::Error>> {
+//! let inventory = Participant::new("inventory", MemoryInbox::default(), Settings)
+//!     .on(reserve)
+//!     .on_undo(release)
+//!     .start(transport)
+//!     .await?;
+//! inventory.stop().await;
+//! # Ok(()) }
+//! ```
+//!
+//! # What the orchestrator hears
+//!
+//! | the handler | what is kept | the reply |
+//! |---|---|---|
+//! | returns `Ok` | its writes, and the reply for repeats | `success` |
+//! | returns [`StepError::fail`] | nothing of it but the reply for repeats | `fail` |
+//! | returns [`StepError::retry`] | nothing | `retry` |
+//! | returns another error, panics, or is not done in time | nothing in the database; elsewhere nobody knows | `unknown` |
+//! | is not there (unknown type), or its command cannot be read | the refusal, so that the command never takes effect later | `fail`, and the message is a dead letter |
+
+mod host;
+mod memory;
+
+pub use host::{CommandCx, Handle, Participant, Participating};
+pub use memory::MemoryInbox;
+
+use crate::{
+    Encoded, Payload, StepError,
+    message::{Answer, CommandId, Op},
+    transport::Unavailable,
+};
+use async_trait::async_trait;
+use futures::{FutureExt, future::BoxFuture};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use tokio::time::timeout;
+
+/// A message that asks a participant to do something, and what it answers.
+pub trait Command: Payload {
+    /// The contract's own name for it, with a version: `inventory.reserve.v1`. Never a Rust path, and never changed.
+    const TYPE: &'static str;
+    /// The topic that it is sent to.
+    const TOPIC: &'static str;
+    /// What a participant returns for it; `()` for an undo.
+    type Reply: Payload;
+}
+
+/// Where a participant remembers what it has done: the *barrier*.
+///
+/// # The contract
+///
+/// One row per [`CommandId`], shared by a command and its undo, in the same transaction as what the command writes. For each job, in the batch's order:
+///
+/// | job | the row says | what happens | the answer |
+/// |---|---|---|---|
+/// | do | nothing | the work; `Ok` and `fail` are kept, anything else leaves no row and none of its writes | the work's |
+/// | do | done, or failed | nothing | the one that was kept |
+/// | do | undone before it came | nothing | [`fail`](Answer::Fail) |
+/// | undo | done | the work, told the kept reply; kept if it is `Ok`, else nothing is | the work's |
+/// | undo | failed, or nothing | nothing; kept, so that a late command is refused | `success` |
+/// | undo | undone | nothing | `success` |
+///
+/// Two jobs of one id never run at once, on however many nodes. Kept is what is durable when `handle` returns. A job that fails, panics or takes too
+/// long changes nothing for the others of its batch.
+#[async_trait]
+pub trait Inbox: Send + Sync + 'static {
+    /// The transaction that a handler writes in.
+    type Tx: Send + 'static;
+
+    /// Runs jobs behind the barrier. Answers one by one, in the batch's order, when everything is durable.
+    ///
+    /// # Errors
+    /// When the database is down or does not answer: nothing is known, and the same batch comes again.
+    async fn handle(&self, batch: &[Job<Self::Tx>]) -> Result<Vec<Answer>, Unavailable>;
+}
+
+/// One command, or one undo, to be run behind the barrier.
+pub struct Job<Tx> {
+    /// What the barrier is kept by.
+    pub id: CommandId,
+    /// Do or undo.
+    pub op: Op,
+    work: Work<Tx>,
+    allowed: Duration,
+}
+
+/// What a job does. May be called again after what it wrote was rolled back.
+type Work<Tx> = Arc<
+    dyn for<'t> Fn(&'t mut Tx, Option<Encoded>) -> BoxFuture<'t, Result<Encoded, StepError>> + Send + Sync,
+>;
+
+/// How the work of a [`Job`] ended.
+#[derive(Debug)]
+pub enum Worked {
+    /// It returned.
+    Returned(Result<Encoded, StepError>),
+    /// It panicked or took too long: the transaction may be in the middle of something, and is not to be used any more.
+    Broke(String),
+}
+
+impl<Tx: Send + 'static> Job<Tx> {
+    /// A job with a work of its own, which may take as long as `allowed`.
+    pub fn new<W>(id: CommandId, op: Op, allowed: Duration, work: W) -> Self
+    where
+        W: for<'t> Fn(&'t mut Tx, Option<Encoded>) -> BoxFuture<'t, Result<Encoded, StepError>> + Send + Sync + 'static,
+    {
+        Self { id, op, work: Arc::new(work), allowed }
+    }
+
+    /// Does the work; `kept` is the reply that was kept when the command was done, for an undo.
+    pub async fn work(&self, tx: &mut Tx, kept: Option<Encoded>) -> Worked {
+        let work = AssertUnwindSafe(async { (self.work)(tx, kept).await }).catch_unwind();
+        match timeout(self.allowed, work).await {
+            Ok(Ok(returned)) => Worked::Returned(returned),
+            Ok(Err(panic)) => Worked::Broke(format!("it panicked: {}", crate::error::panic_message(&*panic))),
+            Err(_) => Worked::Broke(format!("it was not done within {:?}", self.allowed)),
+        }
+    }
+}
