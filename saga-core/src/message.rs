@@ -13,11 +13,12 @@
 //! | `replyto` | command | the topic for the reply |
 //! | `sagaoutcome` | reply | `success`, `fail`, `retry` or `unknown` |
 //!
-//! A command's `id` is the step's idempotency key, with `/undo` behind for its undo: the same on every resend. A reply of a final outcome (`success`,
-//! `fail`) has the command's id with `/reply` behind, so that repeats are recognised.
+//! A command's `id` is the step's idempotency key, with `/undo` behind for its undo: the same on every resend, which is how a participant recognises it. A
+//! reply's `id` is new each time that it is sent: the orchestrator knows by the attributes what it has heard before.
 
 use crate::{Class, Encoded, SagaId};
 use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
 /// One message: a CloudEvent with the key that it is ordered by.
@@ -68,7 +69,8 @@ impl Message {
 pub const JSON: &str = "application/json";
 
 /// Whether a command is to be done or undone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Op {
     /// The step's own work.
     Do,
@@ -86,7 +88,7 @@ impl fmt::Display for Op {
 }
 
 /// What a command and its undo have in common, and what a participant's barrier is kept by: one step of one saga, in one generation.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct CommandId {
     /// The saga.
     pub saga: SagaId,
@@ -128,7 +130,8 @@ pub struct CommandAttributes {
 }
 
 /// How a participant answers a command.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Answer {
     /// It happened, and this is the reply. Final.
     Success(Encoded),
@@ -171,7 +174,7 @@ impl Answer {
 }
 
 /// What a reply's attributes say, and its answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reply {
     /// Which step of which saga.
     pub id: CommandId,
@@ -210,7 +213,7 @@ const ATTEMPT: &str = "sagaattempt";
 const REPLY_TO: &str = "replyto";
 const OUTCOME: &str = "sagaoutcome";
 
-#[derive(serde::Serialize, serde::Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Refusal {
     error: String,
 }
@@ -242,17 +245,14 @@ impl CommandAttributes {
         let data = match answer {
             Answer::Success(reply) => reply.as_str().as_bytes().to_vec(),
             Answer::Fail(error) | Answer::Retry(error) | Answer::Unknown(error) => {
-                serde_json::json!({ "error": error }).to_string().into_bytes()
+                // A string can always be written.
+                serde_json::to_vec(&Refusal { error: error.clone() }).unwrap_or_default()
             }
         };
         let mut extensions = shared(&self.id, self.op, self.attempt);
         extensions.insert(OUTCOME.into(), answer.outcome().into());
-        let id = match answer.is_final() {
-            true => format!("{}/reply", self.id.message_id(self.op)),
-            false => uuid::Uuid::now_v7().to_string(),
-        };
         Message {
-            id,
+            id: uuid::Uuid::now_v7().to_string(),
             kind: format!("{}.reply", command.kind),
             source: source.into(),
             subject: Some(self.id.saga.to_string()),
@@ -347,15 +347,13 @@ mod tests {
     }
 
     #[test]
-    fn every_answer_reads_as_it_was_written_and_final_ones_have_one_id() {
+    fn every_answer_reads_as_it_was_written() {
         let (attributes, message) = command();
         let success = Answer::Success(Encoded::of(&"r-1").unwrap());
         for answer in [success, Answer::Fail("no".into()), Answer::Retry("busy".into()), Answer::Unknown("?".into())] {
-            let one = attributes.reply("inventory", &message, &answer);
-            let other = attributes.reply("inventory", &message, &answer);
-            let Reply { id, op, attempt, answer: read } = Reply::of(&one).unwrap();
-            assert_eq!((id, op, attempt, &read), (attributes.id.clone(), Op::Undo, 3, &answer));
-            assert_eq!(one.id == other.id, answer.is_final());
+            let reply = attributes.reply("inventory", &message, &answer);
+            let expected = Reply { id: attributes.id.clone(), op: Op::Undo, attempt: 3, answer };
+            assert_eq!(Reply::of(&reply).unwrap(), expected);
         }
     }
 
@@ -363,10 +361,7 @@ mod tests {
     fn what_is_missing_or_impossible_is_named() {
         let (_, mut message) = command();
         message.extensions.insert("sagaop".into(), "redo".into());
-        assert_eq!(
-            CommandAttributes::of(&message).unwrap_err().to_string(),
-            "attribute `sagaop` cannot be `redo`"
-        );
+        assert_eq!(CommandAttributes::of(&message).unwrap_err().to_string(), "attribute `sagaop` cannot be `redo`");
         message.extensions.remove("sagaop");
         assert_eq!(CommandAttributes::of(&message).unwrap_err(), Malformed::Missing("sagaop"));
     }

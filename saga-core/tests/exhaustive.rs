@@ -493,6 +493,7 @@ fn fits(state: &State, event: &Event) -> bool {
         Event::Compensated { step }
         | Event::CompensationRetrying { step, .. }
         | Event::CompensationStuck { step, .. } => undoing(step),
+        Event::Commanded { step, .. } | Event::Awaiting { step, .. } => enabled(step) || undoing(step),
         Event::Skipped { step, .. } => stuck(state) & bit(step) != 0,
         Event::Resumed { .. } => state.status() == Status::Parked,
         Event::CancelRequested { .. } | Event::Parked { .. } | Event::Lapsed { .. } => !state.status().is_final(),

@@ -542,6 +542,8 @@ fn events() -> impl Strategy<Value = Event> {
         any::<f64>().prop_map(move |it| Event::Succeeded { step, output: Encoded::of(&vec![it]).unwrap() }),
         (any::<bool>(), any::<u64>(), any::<u64>(), text())
             .prop_map(move |(in_doubt, since, at, error)| Event::Retrying { step, in_doubt, since, at, error }),
+        text().prop_map(move |it| Event::Commanded { step, body: Encoded::of(&it).unwrap() }),
+        any::<u64>().prop_map(move |until| Event::Awaiting { step, until }),
         (any::<bool>(), text()).prop_map(move |(in_doubt, error)| Event::Failed { step, in_doubt, error }),
         (any::<bool>(), text()).prop_map(move |(in_doubt, error)| Event::Stuck { step, in_doubt, error }),
         Just(Event::Compensated { step }),
@@ -564,6 +566,8 @@ fn events() -> impl Strategy<Value = Event> {
 fn aimed_at(mut event: Event, aim: StepIndex) -> Event {
     match &mut event {
         Event::Succeeded { step, .. }
+        | Event::Commanded { step, .. }
+        | Event::Awaiting { step, .. }
         | Event::Retrying { step, .. }
         | Event::Failed { step, .. }
         | Event::Stuck { step, .. }

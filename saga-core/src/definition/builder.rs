@@ -2,9 +2,9 @@ use super::{
     Saga,
     context::{CompensationCx, Cx},
     graph::{Kind, Node, StepIndex},
-    work::{self, Work},
+    work::{self, Backward, Forward, Work},
 };
-use crate::{Payload, Retry, StepError};
+use crate::{Payload, Retry, StepError, participant::Command};
 use std::{marker::PhantomData, time::Duration};
 
 /// The output of a step that has not run yet: to be read by later steps, or to be the saga's own output.
@@ -182,10 +182,11 @@ pub trait StatesItsKind {}
 pub trait StepKind: sealed::Sealed {
     /// The same, as a value.
     const KIND: Kind;
-    /// What `run` returns: the step's output, or for a compensatable step what still waits for its compensation.
-    type Ran<'s, S: Saga, A, T: Payload>;
+    /// What `run` and `command` return: the step's output, or for a compensatable step what still waits for its compensation, which
+    /// has to be of the same sort `W` as the work.
+    type Ran<'s, S: Saga, A, T: Payload, W>;
     #[doc(hidden)]
-    fn ran<S: Saga, A, T: Payload>(saga: &mut SagaBuilder<S>, step: StepIndex) -> Self::Ran<'_, S, A, T>;
+    fn ran<S: Saga, A, T: Payload, W>(saga: &mut SagaBuilder<S>, step: StepIndex) -> Self::Ran<'_, S, A, T, W>;
 }
 
 mod sealed {
@@ -200,8 +201,8 @@ macro_rules! kind {
         impl sealed::Sealed for $name {}
         impl StepKind for $name {
             const KIND: Kind = Kind::$name;
-            type Ran<'s, S: Saga, A, T: Payload> = Out<S, T>;
-            fn ran<S: Saga, A, T: Payload>(_: &mut SagaBuilder<S>, step: StepIndex) -> Out<S, T> {
+            type Ran<'s, S: Saga, A, T: Payload, W> = Out<S, T>;
+            fn ran<S: Saga, A, T: Payload, W>(_: &mut SagaBuilder<S>, step: StepIndex) -> Out<S, T> {
                 Out::new(step)
             }
         }
@@ -222,11 +223,19 @@ pub enum Compensatable {}
 impl sealed::Sealed for Compensatable {}
 impl StepKind for Compensatable {
     const KIND: Kind = Kind::Compensatable;
-    type Ran<'s, S: Saga, A, T: Payload> = Uncompensated<'s, S, A, T>;
-    fn ran<S: Saga, A, T: Payload>(saga: &mut SagaBuilder<S>, step: StepIndex) -> Uncompensated<'_, S, A, T> {
+    type Ran<'s, S: Saga, A, T: Payload, W> = Uncompensated<'s, S, A, T, W>;
+    fn ran<S: Saga, A, T: Payload, W>(saga: &mut SagaBuilder<S>, step: StepIndex) -> Uncompensated<'_, S, A, T, W> {
         Uncompensated { saga, step, types: PhantomData }
     }
 }
+
+/// Work that is a function of this process.
+#[derive(Debug)]
+pub enum InProcess {}
+
+/// Work that a participant does, asked for by a command.
+#[derive(Debug)]
+pub enum AtParticipant {}
 
 /// One or several outputs, to be read or waited for.
 #[diagnostic::on_unimplemented(
@@ -250,14 +259,14 @@ impl<S, A> Outs<S> for Out<S, A> {
 
 #[diagnostic::on_unimplemented(
     message = "a compensatable step that has no compensation yet cannot be read",
-    label = "finish this step's line with `.compensate(..)`"
+    label = "finish this step's line with `.compensate(..)`, or after a command with `.compensate_command(..)`"
 )]
 #[doc(hidden)]
 pub trait HasItsCompensation {}
 
 /// Exists for its error message only: nothing has the trait that it asks for.
 #[doc(hidden)]
-impl<S: Saga, A, T> Outs<S> for Uncompensated<'_, S, A, T>
+impl<S: Saga, A, T, W> Outs<S> for Uncompensated<'_, S, A, T, W>
 where
     Self: HasItsCompensation,
 {
@@ -283,7 +292,7 @@ outs!(A0 0, A1 1, A2 2);
 outs!(A0 0, A1 1, A2 2, A3 3);
 
 /// A step that is being declared: its policies, then its work.
-#[must_use = "a step does nothing until its line ends with `.run(..)`"]
+#[must_use = "a step does nothing until its line ends with `.run(..)` or `.command(..)`"]
 pub struct Step<'s, S: Saga, K, A = ()> {
     saga: &'s mut SagaBuilder<S>,
     node: Node,
@@ -318,7 +327,7 @@ impl<'s, S: Saga, K: StepKind, A> Step<'s, S, K, A> {
         self
     }
 
-    /// How long one attempt may take; then it is dropped, and its outcome is unknown. Defaults to 30 seconds.
+    /// How long one attempt may take, of a command from its publication to its reply; then the outcome is unknown. Defaults to 30 seconds.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.node.forward.timeout = timeout;
         self
@@ -326,14 +335,14 @@ impl<'s, S: Saga, K: StepKind, A> Step<'s, S, K, A> {
 }
 
 /// A compensatable step that still waits for its compensation.
-#[must_use = "a compensatable step needs its compensation: finish its line with `.compensate(..)`"]
-pub struct Uncompensated<'s, S: Saga, A, T> {
+#[must_use = "a compensatable step needs its compensation: finish its line with `.compensate(..)`, or after a command with `.compensate_command(..)`"]
+pub struct Uncompensated<'s, S: Saga, A, T, W = InProcess> {
     saga: &'s mut SagaBuilder<S>,
     step: StepIndex,
-    types: PhantomData<fn() -> (A, T)>,
+    types: PhantomData<fn() -> (A, T, W)>,
 }
 
-impl<S: Saga, A, T> Uncompensated<'_, S, A, T> {
+impl<S: Saga, A, T, W> Uncompensated<'_, S, A, T, W> {
     /// When an attempt to undo that did not succeed is made again. Defaults to 25 attempts (some twenty minutes); then the saga is parked.
     pub fn retry_compensation(self, retry: Retry) -> Self {
         self.saga.nodes[self.step].compensation.retry = retry;
@@ -351,19 +360,33 @@ macro_rules! run_and_compensate {
     ($($name:ident $arg:ident),*) => {
         impl<'s, S: Saga, K: StepKind, $($name: Payload),*> Step<'s, S, K, ($($name,)*)> {
             /// The work: a function of the context, the saga's input, and what the step reads.
-            pub fn run<F, Fut, T>(self, run: F) -> K::Ran<'s, S, ($($name,)*), T>
+            pub fn run<F, Fut, T>(self, run: F) -> K::Ran<'s, S, ($($name,)*), T, InProcess>
             where
                 F: Fn(Cx<S::Deps>, S::Input, $($name),*) -> Fut + Send + Sync + 'static,
                 Fut: Future<Output = Result<T, StepError>> + Send + 'static,
                 T: Payload,
             {
-                let forward = work::forward::<S, ($($name,)*), T, _, _>(move |cx, input, ($($arg,)*)| run(cx, input, $($arg),*));
-                let step = self.saga.push(self.node, self.after, Work { forward, backward: None });
+                let run = work::run::<S, ($($name,)*), T, _, _>(move |cx, input, ($($arg,)*)| run(cx, input, $($arg),*));
+                let step = self.saga.push(self.node, self.after, Work { forward: Forward::Run(run), backward: None });
+                K::ran(self.saga, step)
+            }
+
+            /// The work is done by a [participant](crate::participant), which is sent this command: a pure function of the saga's input and what the step
+            /// reads. The step's output is the reply. It is called once for each generation: what it returned is journaled before it is sent, and sent
+            /// again under the same id until a reply comes, or the attempts are used up.
+            pub fn command<F, C>(mut self, command: F) -> K::Ran<'s, S, ($($name,)*), C::Reply, AtParticipant>
+            where
+                F: Fn(S::Input, $($name),*) -> C + Send + Sync + 'static,
+                C: Command,
+            {
+                self.node.command = Some(C::TYPE.into());
+                let send = work::send::<S, ($($name,)*), C, _>(move |input, ($($arg,)*)| command(input, $($arg),*));
+                let step = self.saga.push(self.node, self.after, Work { forward: Forward::Send(send), backward: None });
                 K::ran(self.saga, step)
             }
         }
 
-        impl<S: Saga, T: Payload, $($name: Payload),*> Uncompensated<'_, S, ($($name,)*), T> {
+        impl<S: Saga, T: Payload, $($name: Payload),*> Uncompensated<'_, S, ($($name,)*), T, InProcess> {
             /// The undo: a function of the context, the saga's input, what the step read, and what it returned, which is
             /// `None` when the step is in doubt. It may be called more than once, and it may find nothing to undo.
             pub fn compensate<F, Fut>(self, undo: F) -> Out<S, T>
@@ -371,10 +394,27 @@ macro_rules! run_and_compensate {
                 F: Fn(CompensationCx<S::Deps>, S::Input, $($name,)* Option<T>) -> Fut + Send + Sync + 'static,
                 Fut: Future<Output = Result<(), StepError>> + Send + 'static,
             {
-                let backward = work::backward::<S, ($($name,)*), T, _, _>(
+                let undo = work::undo::<S, ($($name,)*), T, _, _>(
                     move |cx, input, ($($arg,)*), output| undo(cx, input, $($arg,)* output),
                 );
-                self.saga.works[self.step].backward = Some(backward);
+                self.saga.works[self.step].backward = Some(Backward::Run(undo));
+                Out::new(self.step)
+            }
+        }
+
+        impl<S: Saga, T: Payload, $($name: Payload),*> Uncompensated<'_, S, ($($name,)*), T, AtParticipant> {
+            /// The undo: a command to the same participant, made from the saga's input, what the step read, and the reply, which is `None` when the
+            /// step is in doubt. The participant's [barrier](crate::participant::Inbox) knows what there is to undo, and refuses the step's command if that comes later.
+            pub fn compensate_command<F, C>(self, command: F) -> Out<S, T>
+            where
+                F: Fn(S::Input, $($name,)* Option<T>) -> C + Send + Sync + 'static,
+                C: Command<Reply = ()>,
+            {
+                self.saga.nodes[self.step].undo_command = Some(C::TYPE.into());
+                let undo = work::send_undo::<S, ($($name,)*), T, C, _>(
+                    move |input, ($($arg,)*), output| command(input, $($arg,)* output),
+                );
+                self.saga.works[self.step].backward = Some(Backward::Send(undo));
                 Out::new(self.step)
             }
         }

@@ -71,6 +71,10 @@ pub struct Node {
     pub forward: Policy,
     /// How its compensation is tried.
     pub compensation: Policy,
+    /// The type of the command that does its work at a participant; `None` when it runs in process.
+    pub command: Option<Cow<'static, str>>,
+    /// The type of the command that undoes it there.
+    pub undo_command: Option<Cow<'static, str>>,
 }
 
 impl Node {
@@ -84,6 +88,8 @@ impl Node {
             output_is_read: false,
             forward: Policy::of_step(kind),
             compensation: Policy::persistent(),
+            command: None,
+            undo_command: None,
         }
     }
 }
@@ -115,8 +121,14 @@ pub enum BuildError {
         "saga `{saga}`: `{first}` and `{second}` are both pivots; there is one point of no return, so one of them must be compensatable or retriable"
     )]
     TwoPivots { saga: String, first: String, second: String },
-    #[error("saga `{saga}`: compensatable step `{step}` has no compensation: finish its line with `.compensate(..)`")]
+    #[error(
+        "saga `{saga}`: compensatable step `{step}` has no compensation: finish its line with `.compensate(..)`, or after a command with `.compensate_command(..)`"
+    )]
     NoCompensation { saga: String, step: String },
+    #[error(
+        "saga `{saga}`: step `{step}` sends its command to `{topic}` and its undo to `{undo_topic}`: both must go to the participant whose barrier knows what was done"
+    )]
+    UndoneElsewhere { saga: String, step: String, topic: String, undo_topic: String },
     #[error(
         "saga `{saga}`: compensatable step `{step}` does not lie before the pivot `{pivot}`: after the point of no return nothing is undone, and nothing effectful runs beside it; make it retriable, or move it before the pivot"
     )]
@@ -227,14 +239,14 @@ impl Graph {
         (step + 1..self.nodes.len()).filter(move |&later| self.nodes[later].after.contains(&step))
     }
 
-    /// What makes two graphs of one version the same: names, kinds and dependencies by name, one step a line.
+    /// What makes two graphs of one version the same: names, kinds, dependencies by name and types of commands, one step a line.
     ///
     /// It is stored when a version is first registered, and a worker that comes with another one is refused.
     /// It is text and no hash, so that the refusal can show both. Policies are left out: they may be tuned while
     /// sagas run.
     ///
     /// ```text
-    /// reserve-stock: compensatable
+    /// reserve-stock: compensatable, sends inventory.reserve.v1, undone by inventory.release.v1
     /// charge: pivot after reserve-stock
     /// ```
     pub fn fingerprint(&self) -> String {
@@ -245,6 +257,12 @@ impl Graph {
             text += &format!("{}: {}", node.name, node.kind);
             if !after.is_empty() {
                 text += &format!(" after {}", after.join(", "));
+            }
+            if let Some(command) = &node.command {
+                text += &format!(", sends {command}");
+            }
+            if let Some(command) = &node.undo_command {
+                text += &format!(", undone by {command}");
             }
             text.push('\n');
         }

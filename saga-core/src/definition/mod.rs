@@ -7,7 +7,8 @@
 //!    read. `.after(x)` replaces the default wait.
 //! 3. A step takes the context, the saga's input, then what it `reads`, in that order. Its compensation takes the same plus
 //!    `Option<Output>`, which is `None` when the step is in doubt.
-//! 4. Order of words: kind, then `reads / after / retry / timeout`, then the work, then the compensation.
+//! 4. Order of words: kind, then `reads / after / retry / timeout`, then the work (`run` or `command`), then the compensation (`compensate` or
+//!    `compensate_command`).
 //!
 //! # Why typed handles, and no macro or trait per step
 //!
@@ -22,11 +23,11 @@ mod graph;
 mod work;
 
 pub(crate) use context::Call;
-pub(crate) use work::{Arguments, Bound, Process};
+pub(crate) use work::{Arguments, Bound, Process, Sending};
 
 pub use builder::{
-    Compensatable, EffectFree, HasItsCompensation, Out, Outs, Pivot, Retriable, SagaBuilder, StatesItsKind, Step,
-    StepKind, Uncompensated,
+    AtParticipant, Compensatable, EffectFree, HasItsCompensation, InProcess, Out, Outs, Pivot, Retriable, SagaBuilder,
+    StatesItsKind, Step, StepKind, Uncompensated,
 };
 pub use context::{CompensationCx, Cx};
 pub use graph::{BuildError, Graph, Kind, Node, Policy, StepIndex};

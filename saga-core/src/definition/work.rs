@@ -5,9 +5,15 @@ use super::{
     context::{Call, CompensationCx, Cx},
     graph::{BuildError, Graph},
 };
-use crate::{Class, CodecError, Encoded, Payload, StepError, definition::SagaBuilder, machine::Outcome};
+use crate::{
+    Class, CodecError, Encoded, Payload, StepError, definition::SagaBuilder, error::panic_message, machine::Outcome,
+    message::Op, participant::Command,
+};
 use futures::future::BoxFuture;
-use std::sync::Arc;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 /// What a step is called with: the saga's input and what the step reads, as they were stored.
 #[derive(Clone, Debug)]
@@ -16,9 +22,78 @@ pub(crate) struct Arguments {
     pub(crate) reads: Vec<Encoded>,
 }
 
-type Forward<D> = Box<dyn Fn(Cx<D>, Arguments) -> BoxFuture<'static, Outcome> + Send + Sync>;
-type Backward<D> =
+type Run<D> = Box<dyn Fn(Cx<D>, Arguments) -> BoxFuture<'static, Outcome> + Send + Sync>;
+type Undo<D> =
     Box<dyn Fn(CompensationCx<D>, Arguments, Option<Encoded>) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+pub(crate) enum Forward<D> {
+    Run(Run<D>),
+    Send(Sending),
+}
+
+pub(crate) enum Backward<D> {
+    Run(Undo<D>),
+    Send(Sending),
+}
+
+/// How a command is made, and what its reply has to be.
+pub(crate) struct Sending {
+    pub(crate) kind: &'static str,
+    pub(crate) topic: &'static str,
+    body: Box<dyn Fn(&Arguments, Option<&Encoded>) -> Result<Encoded, String> + Send + Sync>,
+    check: fn(&Encoded) -> Result<(), CodecError>,
+}
+
+impl Sending {
+    fn of<C: Command>(
+        body: impl Fn(&Arguments, Option<&Encoded>) -> Result<C, CodecError> + Send + Sync + 'static,
+    ) -> Self {
+        let body = move |arguments: &Arguments, output: Option<&Encoded>| {
+            let command = catch_unwind(AssertUnwindSafe(|| body(arguments, output)))
+                .map_err(|panic| format!("making the command panicked: {}", panic_message(&*panic)))?;
+            command.and_then(|command| Encoded::of(&command)).map_err(|error| error.to_string())
+        };
+        let check = |reply: &Encoded| reply.decode::<C::Reply>().map(|_| ());
+        Self { kind: C::TYPE, topic: C::TOPIC, body: Box::new(body), check }
+    }
+
+    /// The command's payload; `output` is what its step had returned, for an undo.
+    pub(crate) fn body(&self, arguments: &Arguments, output: Option<&Encoded>) -> Result<Encoded, String> {
+        (self.body)(arguments, output)
+    }
+
+    /// Whether a reply can be read as what the definition says.
+    pub(crate) fn check(&self, reply: &Encoded) -> Result<(), CodecError> {
+        (self.check)(reply)
+    }
+}
+
+pub(crate) fn send<S, A, C, F>(command: F) -> Sending
+where
+    S: Saga,
+    A: Reading,
+    C: Command,
+    F: Fn(S::Input, A) -> C + Send + Sync + 'static,
+{
+    Sending::of(move |arguments, _| {
+        let (input, reads) = arguments.decode::<S, A>()?;
+        Ok(command(input, reads))
+    })
+}
+
+pub(crate) fn send_undo<S, A, T, C, F>(command: F) -> Sending
+where
+    S: Saga,
+    A: Reading,
+    T: Payload,
+    C: Command,
+    F: Fn(S::Input, A, Option<T>) -> C + Send + Sync + 'static,
+{
+    Sending::of(move |arguments, output| {
+        let (input, reads) = arguments.decode::<S, A>()?;
+        Ok(command(input, reads, output.map(Encoded::decode).transpose()?))
+    })
+}
 
 pub(crate) struct Work<D> {
     pub(crate) forward: Forward<D>,
@@ -52,7 +127,7 @@ impl Arguments {
     }
 }
 
-pub(crate) fn forward<S, A, T, F, Fut>(run: F) -> Forward<S::Deps>
+pub(crate) fn run<S, A, T, F, Fut>(run: F) -> Run<S::Deps>
 where
     S: Saga,
     A: Reading,
@@ -84,7 +159,7 @@ where
     })
 }
 
-pub(crate) fn backward<S, A, T, F, Fut>(undo: F) -> Backward<S::Deps>
+pub(crate) fn undo<S, A, T, F, Fut>(undo: F) -> Undo<S::Deps>
 where
     S: Saga,
     A: Reading,
@@ -126,6 +201,13 @@ impl<S: Saga> Definition<S> {
             if node.kind == super::Kind::Compensatable && work.backward.is_none() {
                 return Err(BuildError::NoCompensation { saga: S::NAME.into(), step: node.name.to_string() });
             }
+            if let (Forward::Send(sent), Some(Backward::Send(undo))) = (&work.forward, &work.backward)
+                && sent.topic != undo.topic
+            {
+                let (saga, step) = (S::NAME.into(), node.name.to_string());
+                let (topic, undo_topic) = (sent.topic.into(), undo.topic.into());
+                return Err(BuildError::UndoneElsewhere { saga, step, topic, undo_topic });
+            }
         }
         Ok(Self { graph: Arc::new(Graph::new(S::NAME, nodes)?), output, works })
     }
@@ -141,6 +223,8 @@ pub(crate) trait Process: Send + Sync {
     fn graph(&self) -> &Arc<Graph>;
     /// The step whose output is the saga's own.
     fn output(&self) -> StepIndex;
+    /// How the step's work, or its undo, is sent; `None` when it runs in process.
+    fn sending(&self, step: StepIndex, op: Op) -> Option<&Sending>;
     fn run(&self, step: StepIndex, call: Call, arguments: Arguments) -> BoxFuture<'static, Outcome>;
     fn compensate(
         &self,
@@ -165,8 +249,19 @@ impl<S: Saga> Process for Bound<S> {
         self.definition.output
     }
 
+    fn sending(&self, step: StepIndex, op: Op) -> Option<&Sending> {
+        let work = &self.definition.works[step];
+        match (op, &work.forward, &work.backward) {
+            (Op::Do, Forward::Send(sending), _) | (Op::Undo, _, Some(Backward::Send(sending))) => Some(sending),
+            _ => None,
+        }
+    }
+
     fn run(&self, step: StepIndex, call: Call, arguments: Arguments) -> BoxFuture<'static, Outcome> {
-        (self.definition.works[step].forward)(Cx::new(self.deps.clone(), call), arguments)
+        match &self.definition.works[step].forward {
+            Forward::Run(run) => run(Cx::new(self.deps.clone(), call), arguments),
+            Forward::Send(_) => Box::pin(std::future::ready(Outcome::Broken("a command is sent, not run".into()))),
+        }
     }
 
     fn compensate(
@@ -177,7 +272,8 @@ impl<S: Saga> Process for Bound<S> {
         output: Option<Encoded>,
     ) -> BoxFuture<'static, Result<(), String>> {
         match &self.definition.works[step].backward {
-            Some(backward) => backward(CompensationCx::new(self.deps.clone(), call), arguments, output),
+            Some(Backward::Run(undo)) => undo(CompensationCx::new(self.deps.clone(), call), arguments, output),
+            Some(Backward::Send(_)) => Box::pin(std::future::ready(Err("a command is sent, not run".into()))),
             None => Box::pin(std::future::ready(Ok(()))),
         }
     }

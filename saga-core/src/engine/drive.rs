@@ -6,10 +6,12 @@
 use super::{Place, Shared, journal, lease::Lease, sagas::Ended};
 use crate::{
     Encoded, SagaId,
-    definition::{Arguments, Call, Process, StepIndex},
+    definition::{Arguments, Call, Process, Sending, StepIndex},
     error::panic_message,
-    machine::{Cause, Clock, Course, Event, Input, Millis, Outcome, State, Status, Step},
+    machine::{Cause, Clock, Course, Event, Input, Millis, Outcome, State, Status, Step, Tries},
+    message::{Answer, CommandAttributes, CommandId, Op, Reply},
     store::{Append, Appended, Hint, Mail, Record, StoreError, Then},
+    transport::PublishError,
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use serde::{Deserialize, Serialize};
@@ -27,6 +29,7 @@ pub(crate) enum Letter {
     Cancel { reason: String },
     Resume { by: String },
     Skip { step: String, reason: String },
+    Reply(Reply),
 }
 
 pub(crate) struct Drive {
@@ -52,11 +55,32 @@ pub(crate) struct Drive {
     opened: HashSet<String>,
     mailbox: mpsc::UnboundedReceiver<Mail>,
     under_way: Vec<StepIndex>,
-    attempts: FuturesUnordered<BoxFuture<'static, (StepIndex, Option<Input>)>>,
+    attempts: FuturesUnordered<BoxFuture<'static, (StepIndex, Attempted)>>,
+    /// Commands that were published and have no reply yet.
+    awaited: Vec<Awaited>,
     ended: watch::Sender<Option<Ended>>,
     _place: Place,
     /// Held by a suspect until it has made progress.
     quarantine: Option<OwnedSemaphorePermit>,
+}
+
+/// How what was under way ended.
+enum Attempted {
+    NotBegun,
+    Ended(Input),
+    /// Its command is out; the time for the reply is over at `until`.
+    Published {
+        attempt: u32,
+        until: Millis,
+    },
+}
+
+/// A reply that is waited for.
+struct Awaited {
+    step: StepIndex,
+    /// When the wait began here.
+    since: Millis,
+    until: Millis,
 }
 
 /// A saga that was lost with so many workers in a row may be what kills them.
@@ -64,7 +88,7 @@ const SUSPECT: u32 = 2;
 /// When a suspect that finds the quarantine taken is looked at again.
 const NEXT_SUSPECT: Duration = Duration::from_secs(1);
 
-type Answer = Result<Appended, StoreError>;
+type Write = Result<Appended, StoreError>;
 
 impl Drive {
     pub(crate) fn new(
@@ -89,6 +113,7 @@ impl Drive {
             opened: HashSet::new(),
             under_way: vec![],
             attempts: FuturesUnordered::new(),
+            awaited: vec![],
             shared: place.shared.clone(),
             process,
             lease,
@@ -97,6 +122,7 @@ impl Drive {
             _place: place,
             quarantine: None,
         };
+        drive.await_what_was_published();
         if record.lapses > drive.state.lapses() {
             drive.take(Input::Lapsed { total: record.lapses });
         }
@@ -131,10 +157,14 @@ impl Drive {
         let mut lost = pin!(lease.lost());
         let mut draining = pin!(shared.draining.cancelled().fuse());
         let mut grace_over = pin!(shared.grace_over.cancelled().fuse());
-        let mut writing: Option<(Append, oneshot::Receiver<Answer>)> = None;
+        let mut writing: Option<(Append, oneshot::Receiver<Write>)> = None;
         loop {
-            if writing.is_none() && self.pending.is_empty() {
-                self.act();
+            if writing.is_none() {
+                self.make_commands();
+                if self.pending.is_empty() {
+                    self.act();
+                }
+                self.note_what_is_awaited();
             }
             if writing.is_none()
                 && let Some(append) = self.next_append()
@@ -160,7 +190,7 @@ impl Drive {
                         Some(Ok(_)) | None => return,
                     }
                 }
-                Some((step, input)) = self.attempts.next(), if !self.attempts.is_empty() => self.attempt_ended(step, input),
+                Some((step, ended)) = self.attempts.next(), if !self.attempts.is_empty() => self.attempt_ended(step, ended),
                 Some(mail) = self.mailbox.recv() => self.open(mail),
                 () = wait_until(timer), if timer.is_some() => {}
                 () = &mut draining => {}
@@ -184,12 +214,23 @@ impl Drive {
         }
     }
 
-    /// `None` for an attempt that did not begin.
-    fn attempt_ended(&mut self, step: StepIndex, input: Option<Input>) {
+    fn attempt_ended(&mut self, step: StepIndex, ended: Attempted) {
         self.under_way.retain(|under_way| *under_way != step);
-        if let Some(input) = input {
-            self.take(input);
+        match ended {
+            Attempted::NotBegun => {}
+            Attempted::Ended(input) => self.take(input),
+            // The reply may have been quicker than the broker's acknowledgement.
+            Attempted::Published { attempt, until } if self.attempt_of(step) == Some(attempt) => {
+                self.awaited.push(Awaited { step, since: self.now(), until });
+            }
+            Attempted::Published { .. } => {}
         }
+    }
+
+    /// The number of the attempt that is under way, or comes next.
+    fn attempt_of(&self, step: StepIndex) -> Option<u32> {
+        let tries = self.state.tries(step)?;
+        Some(tries.made + 1)
     }
 
     fn open(&mut self, mail: Mail) {
@@ -200,9 +241,48 @@ impl Drive {
             Ok(Letter::Cancel { reason }) => self.take(Input::Cancel { reason }),
             Ok(Letter::Resume { by }) => self.take(Input::Resume { by }),
             Ok(Letter::Skip { step, reason }) => self.take(Input::Skip { step, reason }),
+            Ok(Letter::Reply(reply)) => self.hear(reply),
             Err(error) => self.pending.push(Event::Refused { reason: format!("unreadable message: {error}") }),
         }
         self.read.push(mail.message);
+    }
+
+    /// What does not apply any more changes nothing: a reply to what has its outcome, to another generation, and a `retry` of an attempt that was
+    /// counted already.
+    fn hear(&mut self, reply: Reply) {
+        let Some(step) = self.process.graph().find(&reply.id.step) else {
+            let reason = format!("a reply to `{}`: there is no such step", reply.id.step);
+            return self.pending.push(Event::Refused { reason });
+        };
+        let op = self.op_of(step);
+        let sending = self.process.sending(step, op).filter(|_| op == reply.op);
+        let Some((sending, tries)) = sending.zip(self.state.tries(step)) else { return };
+        let generation = if op == Op::Do { tries.generation } else { 0 };
+        let current = reply.attempt == tries.made + 1 && tries.stuck.is_none();
+        if tries.command.is_none() || reply.id.generation != generation || !(current || reply.answer.is_final()) {
+            return;
+        }
+        let longest = self.shared.config.payload;
+        let outcome = match reply.answer {
+            Answer::Success(output) if output.as_str().len() > longest => too_large(&output, longest),
+            Answer::Success(output) => match sending.check(&output) {
+                Ok(()) => Outcome::Success(output),
+                Err(error) => Outcome::Broken(format!("its reply cannot be read: {error}")),
+            },
+            Answer::Fail(error) => Outcome::Fail(cut(error)),
+            Answer::Retry(error) => Outcome::Retry(cut(error)),
+            Answer::Unknown(error) => Outcome::Unknown(cut(error)),
+        };
+        self.awaited.retain(|awaited| awaited.step != step);
+        self.take(ended(step, op, outcome));
+    }
+
+    /// Whether a step is to be done or undone.
+    fn op_of(&self, step: StepIndex) -> Op {
+        match self.state.steps()[step] {
+            Step::Undoing { .. } => Op::Undo,
+            _ => Op::Do,
+        }
     }
 
     /// The grace period of a shutdown is over: what is still under way may have happened.
@@ -210,18 +290,79 @@ impl Drive {
         self.attempts.clear();
         for step in std::mem::take(&mut self.under_way) {
             let error = "stopped in the middle, at a shutdown".to_owned();
-            self.take(match self.state.steps()[step] {
-                Step::Undoing { .. } => Input::Compensation { step, outcome: Err(error) },
-                _ => Input::Attempt { step, outcome: Outcome::Unknown(error) },
-            });
+            self.take(ended(step, self.op_of(step), Outcome::Unknown(error)));
         }
+    }
+
+    /// Makes the commands of what was just enabled, so that the append which enables them keeps them too.
+    fn make_commands(&mut self) {
+        if self.shared.draining.is_cancelled() {
+            return;
+        }
+        let agenda = self.state.agenda(self.process.graph());
+        for step in agenda.run.into_iter().chain(agenda.compensate) {
+            let op = self.op_of(step);
+            let is_made = self.state.tries(step).is_some_and(|tries| tries.command.is_some());
+            if is_made || self.under_way.contains(&step) {
+                continue;
+            }
+            let Some(sending) = self.process.sending(step, op) else { continue };
+            let output = match &self.state.steps()[step] {
+                Step::Undoing { output, .. } => output.clone(),
+                _ => None,
+            };
+            let made = self.arguments(step).ok_or_else(|| NO_OUTPUT.to_owned());
+            match made.and_then(|arguments| sending.body(&arguments, output.as_ref())) {
+                Ok(body) => self.take(Input::Command { step, body }),
+                Err(error) => self.take(ended(step, op, Outcome::Broken(cut(error)))),
+            }
+        }
+    }
+
+    /// The commands that another worker has published for this saga, and that are waited for.
+    fn await_what_was_published(&mut self) {
+        let now = self.now();
+        let until = |step| Some(Awaited { step, since: now, until: self.state.tries(step)?.awaiting? });
+        self.awaited = (0..self.state.steps().len()).filter_map(until).collect();
+    }
+
+    /// Before the saga leaves memory: whoever has it next is to know what was published, and not to publish it again.
+    fn note_what_is_awaited(&mut self) {
+        if self.then() == Then::Keep || self.state.status().is_final() {
+            return;
+        }
+        for Awaited { step, until, .. } in std::mem::take(&mut self.awaited) {
+            if self.state.tries(step).is_some_and(|tries| tries.awaiting != Some(until)) {
+                self.take(Input::Await { step, until });
+            }
+        }
+        self.await_what_was_published();
+    }
+
+    /// The time for some replies is over.
+    fn stop_awaiting(&mut self) {
+        let now = self.now();
+        let (over, awaited) = std::mem::take(&mut self.awaited).into_iter().partition(|awaited| awaited.until <= now);
+        self.awaited = awaited;
+        for Awaited { step, .. } in over {
+            self.take(ended(step, self.op_of(step), Outcome::Unknown("no reply in time".into())));
+        }
+    }
+
+    fn is_awaited(&self, step: StepIndex) -> bool {
+        self.awaited.iter().any(|awaited| awaited.step == step)
     }
 
     /// Does what the agenda allows. Only called when all that was decided is durable.
     fn act(&mut self) {
+        self.stop_awaiting();
         let agenda = self.state.agenda(self.process.graph());
         for step in agenda.settle {
-            if !self.under_way.contains(&step) {
+            if self.is_awaited(step) {
+                self.awaited.retain(|awaited| awaited.step != step);
+                let error = "the saga turned back before there was a reply".into();
+                self.take(Input::Attempt { step, outcome: Outcome::Unknown(error) });
+            } else if !self.under_way.contains(&step) {
                 self.take(Input::NotRunning { step });
             }
         }
@@ -231,22 +372,65 @@ impl Drive {
         let now = self.now();
         for step in agenda.run.into_iter().chain(agenda.compensate) {
             let due = self.state.tries(step).is_some_and(|tries| tries.not_before <= now);
-            if due && !self.under_way.contains(&step) {
+            if due && !self.under_way.contains(&step) && !self.is_awaited(step) {
                 self.under_way.push(step);
                 self.attempts.push(self.attempt(step));
             }
         }
     }
 
-    fn attempt(&self, step: StepIndex) -> BoxFuture<'static, (StepIndex, Option<Input>)> {
-        let node = self.process.graph().node(step);
+    /// What a step is called with; `None` when something that it reads was skipped.
+    fn arguments(&self, step: StepIndex) -> Option<Arguments> {
         let output_of = |&read: &StepIndex| match &self.state.steps()[read] {
             Step::Succeeded(output) => Some(output.clone()),
             Step::Undoing { output, .. } => output.clone(),
             _ => None,
         };
-        let reads: Option<Vec<Encoded>> = node.reads.iter().map(output_of).collect();
-        let arguments = reads.map(|reads| Arguments { input: self.input.clone(), reads });
+        let reads: Option<Vec<Encoded>> = self.process.graph().node(step).reads.iter().map(output_of).collect();
+        Some(Arguments { input: self.input.clone(), reads: reads? })
+    }
+
+    /// Publishes a step's command, or its undo's.
+    fn publication(
+        &self,
+        step: StepIndex,
+        op: Op,
+        sending: &Sending,
+        tries: &Tries,
+    ) -> BoxFuture<'static, (StepIndex, Attempted)> {
+        let node = self.process.graph().node(step);
+        let generation = if op == Op::Do { tries.generation } else { 0 };
+        let attempt = tries.made + 1;
+        let (Some(messages), Some(body)) = (self.shared.messages.clone(), &tries.command) else {
+            let outcome = Outcome::Broken("there is no transport to send its command with".into());
+            return Box::pin(std::future::ready((step, Attempted::Ended(ended(step, op, outcome)))));
+        };
+        let id = CommandId { saga: self.saga, step: node.name.to_string(), generation };
+        let attributes = CommandAttributes { id, op, attempt, reply_to: messages.reply_to() };
+        let message = messages.message(&attributes, sending, body);
+        let allowed = if op == Op::Do { node.forward.timeout } else { node.compensation.timeout };
+        let until = self.now() + Millis::try_from(allowed.as_millis()).unwrap_or(Millis::MAX / 2);
+        let limits = Limits { shared: self.shared.clone(), lease: self.lease.clone() };
+        let publish = messages.send(sending.topic, message);
+        Box::pin(async move {
+            let outcome = match limits.attempt(allowed, publish).await {
+                Attempt::Ended(Ok(())) => return (step, Attempted::Published { attempt, until }),
+                Attempt::Ended(Err(error @ PublishError::Refused(_))) => Outcome::Fail(cut(error.to_string())),
+                Attempt::Ended(Err(error)) => Outcome::Unknown(cut(error.to_string())),
+                Attempt::Unknown(error) => Outcome::Unknown(format!("publishing the command: {error}")),
+                Attempt::NotBegun => return (step, Attempted::NotBegun),
+            };
+            (step, Attempted::Ended(ended(step, op, outcome)))
+        })
+    }
+
+    fn attempt(&self, step: StepIndex) -> BoxFuture<'static, (StepIndex, Attempted)> {
+        let node = self.process.graph().node(step);
+        let op = self.op_of(step);
+        if let Some((sending, tries)) = self.process.sending(step, op).zip(self.state.tries(step)) {
+            return self.publication(step, op, sending, tries);
+        }
+        let arguments = self.arguments(step);
         let (made, generation) = self.state.tries(step).map_or((0, 0), |tries| (tries.made, tries.generation));
         let limits = Limits { shared: self.shared.clone(), lease: self.lease.clone() };
         match (&self.state.steps()[step], arguments) {
@@ -263,9 +447,9 @@ impl Drive {
                     let outcome = match limits.attempt(allowed, work).await {
                         Attempt::Ended(outcome) => outcome,
                         Attempt::Unknown(error) => Err(error),
-                        Attempt::NotBegun => return (step, None),
+                        Attempt::NotBegun => return (step, Attempted::NotBegun),
                     };
-                    (step, Some(Input::Compensation { step, outcome: outcome.map_err(cut) }))
+                    (step, Attempted::Ended(Input::Compensation { step, outcome: outcome.map_err(cut) }))
                 })
             }
             (_, Some(arguments)) => {
@@ -276,12 +460,11 @@ impl Drive {
                 Box::pin(async move {
                     let outcome = match limits.attempt(allowed, work).await {
                         Attempt::Ended(Outcome::Success(output)) if output.as_str().len() > longest => {
-                            let bytes = output.as_str().len();
-                            Outcome::Broken(format!("its output has {bytes} bytes, more than the {longest} allowed"))
+                            too_large(&output, longest)
                         }
                         Attempt::Ended(outcome) => outcome,
                         Attempt::Unknown(error) => Outcome::Unknown(error),
-                        Attempt::NotBegun => return (step, None),
+                        Attempt::NotBegun => return (step, Attempted::NotBegun),
                     };
                     let outcome = match outcome {
                         Outcome::Success(output) => Outcome::Success(output),
@@ -290,21 +473,24 @@ impl Drive {
                         Outcome::Unknown(error) => Outcome::Unknown(cut(error)),
                         Outcome::Broken(error) => Outcome::Broken(cut(error)),
                     };
-                    (step, Some(Input::Attempt { step, outcome }))
+                    (step, Attempted::Ended(Input::Attempt { step, outcome }))
                 })
             }
             (_, None) => {
-                let outcome = Outcome::Broken("it reads a step that has no output".into());
-                Box::pin(std::future::ready((step, Some(Input::Attempt { step, outcome }))))
+                let outcome = Outcome::Broken(NO_OUTPUT.into());
+                Box::pin(std::future::ready((step, Attempted::Ended(ended(step, op, outcome)))))
             }
         }
     }
 
-    /// When something that is not under way may start, or can be settled.
+    /// When something that is not under way may start, or can be settled, or was waited for long enough.
     fn due_at(&self) -> Option<Millis> {
         let agenda = self.state.agenda(self.process.graph());
         let idle = |step: &&StepIndex| !self.under_way.contains(step);
-        let due = |&step: &StepIndex| Some(self.state.tries(step)?.not_before);
+        let due = |&step: &StepIndex| match self.awaited.iter().find(|awaited| awaited.step == step) {
+            Some(awaited) => Some(awaited.until),
+            None => Some(self.state.tries(step)?.not_before),
+        };
         let waiting = agenda.run.iter().chain(&agenda.compensate).filter(idle).filter_map(due);
         waiting.chain(agenda.settle.iter().filter(idle).map(|_| 0)).min()
     }
@@ -315,7 +501,8 @@ impl Drive {
             return None;
         }
         let (age, since) = self.age;
-        let due = self.due_at()?.saturating_sub(age);
+        let due = self.due_at()?;
+        let due = self.held_until().map_or(due, |held| due.min(held)).saturating_sub(age);
         Some(since + Duration::from_millis(due))
     }
 
@@ -339,6 +526,13 @@ impl Drive {
         })
     }
 
+    /// A reply mostly comes soon: a saga that waits for one is held for a while.
+    fn held_until(&self) -> Option<Millis> {
+        let hold = Millis::try_from(self.shared.config.hold.as_millis()).unwrap_or(Millis::MAX / 2);
+        let until = self.awaited.iter().map(|awaited| awaited.since + hold).max()?;
+        (until > self.now()).then_some(until)
+    }
+
     /// Whether the saga stays in memory after what is decided now.
     fn then(&self) -> Then {
         if self.state.status().is_final() {
@@ -351,7 +545,8 @@ impl Drive {
             return Then::Release { due_in: None };
         };
         let due_in = Duration::from_millis(due.saturating_sub(self.now()));
-        match self.shared.draining.is_cancelled() || due_in > self.shared.config.hold {
+        let is_held = due_in <= self.shared.config.hold || self.held_until().is_some();
+        match self.shared.draining.is_cancelled() || !is_held {
             true => Then::Release { due_in: Some(due_in) },
             false => Then::Keep,
         }
@@ -397,6 +592,7 @@ impl Drive {
         let record = self.shared.reread(&self.lease, self.saga).await?;
         let events = journal::decode(&record.journal).ok()?;
         self.state = State::replay(self.process.graph(), &events);
+        self.await_what_was_published();
         self.opened.clear();
         self.pending.clear();
         self.read.clear();
@@ -405,7 +601,24 @@ impl Drive {
     }
 }
 
-async fn answer_of(writing: &mut Option<(Append, oneshot::Receiver<Answer>)>) -> Option<Answer> {
+/// The end of an attempt to do or undo a step.
+fn ended(step: StepIndex, op: Op, outcome: Outcome) -> Input {
+    match (op, outcome) {
+        (Op::Do, outcome) => Input::Attempt { step, outcome },
+        (Op::Undo, Outcome::Success(_)) => Input::Compensation { step, outcome: Ok(()) },
+        (Op::Undo, Outcome::Retry(error) | Outcome::Fail(error) | Outcome::Unknown(error) | Outcome::Broken(error)) => {
+            Input::Compensation { step, outcome: Err(error) }
+        }
+    }
+}
+
+const NO_OUTPUT: &str = "it reads a step that has no output";
+
+fn too_large(output: &Encoded, longest: usize) -> Outcome {
+    Outcome::Broken(format!("its output has {} bytes, more than the {longest} allowed", output.as_str().len()))
+}
+
+async fn answer_of(writing: &mut Option<(Append, oneshot::Receiver<Write>)>) -> Option<Write> {
     match writing {
         Some((_, answer)) => answer.await.ok(),
         None => None,

@@ -5,6 +5,7 @@ mod config;
 mod drive;
 mod journal;
 mod lease;
+mod messages;
 mod outcomes;
 mod sagas;
 mod worker;
@@ -17,10 +18,12 @@ use crate::{
     definition::{Bound, Process},
     machine::Status,
     store::{self, DefinitionId, Hint, Mail, Record, Start, Store, StoreError},
+    transport::{Consumer, Transport},
 };
 use committer::Committer;
 use drive::Drive;
 use lease::Lease;
+use messages::Messages;
 use outcomes::Outcomes;
 use sagas::Ended;
 use std::{
@@ -40,6 +43,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// when its lease has lapsed.
 pub struct Engine {
     shared: Arc<Shared>,
+    /// Receives the participants' replies.
+    replies: Option<Box<dyn Consumer>>,
 }
 
 impl Engine {
@@ -49,6 +54,7 @@ impl Engine {
             store: Arc::new(store),
             processes: HashMap::new(),
             fingerprints: vec![],
+            messages: None,
             config: Config::default(),
         }
     }
@@ -60,7 +66,10 @@ impl Engine {
 
     /// Hands over: claims nothing more, starts no attempt any more, lets those under way end for as long as `grace`, journals them, and releases
     /// every saga for other processes to take at once. Attempts that outlast the grace are dropped, with an unknown outcome.
-    pub async fn shutdown(self, grace: Duration) {
+    pub async fn shutdown(mut self, grace: Duration) {
+        if let Some(replies) = self.replies.take() {
+            replies.stop().await;
+        }
         let shared = &self.shared;
         shared.draining.cancel();
         shared.drives.close();
@@ -76,7 +85,8 @@ impl Engine {
     }
 
     /// Stops at once, as if the process had died, and returns when nothing runs any more.
-    pub async fn kill(self) {
+    pub async fn kill(mut self) {
+        self.replies = None;
         self.shared.killed.cancel();
         self.shared.drives.close();
         self.shared.tasks.close();
@@ -96,6 +106,7 @@ pub struct EngineBuilder {
     store: Arc<dyn Store>,
     processes: HashMap<DefinitionId, Arc<dyn Process>>,
     fingerprints: Vec<(&'static str, u32, String)>,
+    messages: Option<Arc<Messages>>,
     config: Config,
 }
 
@@ -120,6 +131,21 @@ impl EngineBuilder {
         self
     }
 
+    /// Sends the commands of this engine's sagas over `transport`, in the name of a service: the same on all of its nodes. Replies come to the topic
+    /// `<service>.replies`, which the nodes consume as the group `<service>`.
+    pub fn transport(mut self, service: impl Into<String>, transport: Arc<dyn Transport>) -> Self {
+        self.messages = Some(Arc::new(Messages { service: service.into(), transport }));
+        self
+    }
+
+    /// The first step that sends a command, if there is one.
+    fn commanding(&self) -> Option<(String, String)> {
+        self.processes.iter().find_map(|(id, process)| {
+            let node = process.graph().nodes().iter().find(|node| node.command.is_some())?;
+            Some((id.name.clone(), node.name.to_string()))
+        })
+    }
+
     /// Changes the [`Config`].
     pub fn configure(mut self, change: impl FnOnce(&mut Config)) -> Self {
         change(&mut self.config);
@@ -129,9 +155,14 @@ impl EngineBuilder {
     /// Joins the other processes and begins to work.
     ///
     /// # Errors
-    /// [`Error::ChangedGraph`] when a registered version was stored with another graph; [`Error::Store`] when the store cannot be reached.
+    /// [`Error::ChangedGraph`] when a registered version was stored with another graph; [`Error::NoTransport`] when a saga sends commands and there is
+    /// nothing to send them with; [`Error::Transport`] when replies cannot be received; [`Error::Store`] when the store cannot be reached.
     pub async fn start(mut self) -> Result<Engine, Error> {
         self.config.make_sensible();
+        let commanding = self.commanding();
+        if let (Some((saga, step)), None) = (&commanding, &self.messages) {
+            return Err(Error::NoTransport { saga: saga.clone(), step: step.clone() });
+        }
         for (name, version, now) in self.fingerprints {
             let stored = self.store.register(&DefinitionId { name: name.into(), version }, &now).await?;
             if stored != now {
@@ -150,6 +181,7 @@ impl EngineBuilder {
             attempts: Semaphore::new(self.config.attempts),
             quarantine: Arc::new(Semaphore::new(1)),
             outcomes: Outcomes::default(),
+            messages: self.messages,
             work: Notify::new(),
             mail: Notify::new(),
             config: self.config,
@@ -171,7 +203,11 @@ impl EngineBuilder {
             shared.spawn(worker::take_over_from_the_dead(shared.clone()));
             shared.spawn(worker::warn_of_the_unclaimable(shared.clone()));
         }
-        Ok(Engine { shared })
+        let mut engine = Engine { shared: shared.clone(), replies: None };
+        if let (Some(_), Some(messages)) = (commanding, &shared.messages) {
+            engine.replies = Some(messages::receive(shared.clone(), messages).await?);
+        }
+        Ok(engine)
     }
 }
 
@@ -192,6 +228,8 @@ pub(crate) struct Shared {
     /// Room for one saga that may be what kills its workers.
     quarantine: Arc<Semaphore>,
     outcomes: Outcomes,
+    /// How commands are sent; `None` when no saga sends any.
+    messages: Option<Arc<Messages>>,
     /// There may be work to claim.
     work: Notify,
     /// There may be mail.

@@ -4,6 +4,7 @@ use crate::{
     definition::{Graph, StepIndex},
     machine::{Cause, Course, Event, State, Status, Step},
     store::{Hint, Mail, Posted, Start, Started as Answer, StoreError},
+    transport::TransportError,
 };
 use std::{fmt, sync::Arc};
 use tokio::{sync::watch, time::timeout};
@@ -81,6 +82,19 @@ pub enum Error {
     /// The store did not do it.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A saga sends commands, and the engine has no transport.
+    #[error(
+        "step `{step}` of saga `{saga}` sends a command: give the engine a transport with `EngineBuilder::transport`"
+    )]
+    NoTransport {
+        /// The saga's name.
+        saga: String,
+        /// The step's name.
+        step: String,
+    },
+    /// Replies cannot be received.
+    #[error("replies cannot be received: {0}")]
+    Transport(#[from] TransportError),
     /// There is no such saga in this store.
     #[error("there is no saga {0} in this store")]
     NoSuchSaga(SagaId),

@@ -46,6 +46,20 @@ pub enum Input {
         /// How.
         outcome: Result<(), String>,
     },
+    /// What the command of an enabled step, or of its undo, is to say.
+    Command {
+        /// Of which step.
+        step: StepIndex,
+        /// The payload.
+        body: Encoded,
+    },
+    /// A command was published, and the saga is about to leave memory before there is a reply.
+    Await {
+        /// Of which step.
+        step: StepIndex,
+        /// When the time for the reply is over.
+        until: Millis,
+    },
     /// Workers were lost while they ran the saga.
     Lapsed {
         /// How many in all, as the store counts them.
@@ -94,12 +108,21 @@ impl State {
             },
             Input::NotRunning { step } => match (&self.steps[step], &self.course) {
                 (Step::Enabled(tries), Course::Backward(_)) => {
-                    vec![Event::Failed { step, in_doubt: tries.in_doubt, error: "the saga turned back".into() }]
+                    let in_doubt = tries.in_doubt || tries.awaiting.is_some();
+                    vec![Event::Failed { step, in_doubt, error: "the saga turned back".into() }]
                 }
                 _ => vec![],
             },
             Input::Compensation { step, outcome } => match &self.steps[step] {
                 Step::Undoing { tries, .. } => vec![compensation_ended(graph, step, tries, outcome, clock)],
+                _ => vec![],
+            },
+            Input::Command { step, body } => match self.tries(step) {
+                Some(tries) if tries.command.is_none() => vec![Event::Commanded { step, body }],
+                _ => vec![],
+            },
+            Input::Await { step, until } => match self.tries(step) {
+                Some(tries) if tries.command.is_some() => vec![Event::Awaiting { step, until }],
                 _ => vec![],
             },
             Input::Lapsed { .. } | Input::Unwritable { .. } if self.status().is_final() => vec![],

@@ -24,6 +24,20 @@ pub enum Event {
         /// What it returned.
         output: Encoded,
     },
+    /// What the command of an enabled step, or of its undo, says: written before it is sent for the first time, and sent like this ever after.
+    Commanded {
+        /// Of which step.
+        step: StepIndex,
+        /// The payload.
+        body: Encoded,
+    },
+    /// A command was published, and the saga leaves memory until there is a reply, or until the time for it is over.
+    Awaiting {
+        /// Of which step.
+        step: StepIndex,
+        /// When that is.
+        until: Millis,
+    },
     /// An attempt did not succeed; another one follows.
     Retrying {
         /// Of which step.
@@ -122,6 +136,8 @@ impl Event {
         match self {
             Self::Succeeded { step, output } if output.as_str() == "null" => format!("{} succeeded", name(step)),
             Self::Succeeded { step, output } => format!("{} succeeded: {output:?}", name(step)),
+            Self::Commanded { step, body } => format!("{} is to be commanded: {body:?}", name(step)),
+            Self::Awaiting { step, .. } => format!("{} was commanded, its reply is awaited", name(step)),
             Self::Retrying { step, in_doubt, error, .. } => {
                 format!("{} will be tried again{}: {error}", name(step), doubt(in_doubt))
             }

@@ -84,6 +84,10 @@ pub struct Tries {
     pub stuck: Option<String>,
     /// Part of the idempotency key: grows when an operator retries what had failed for certain.
     pub generation: u32,
+    /// What its command says, if it is one: the same for as long as the generation is.
+    pub command: Option<Encoded>,
+    /// The command was published by a worker that let go of the saga since: until when its reply is awaited.
+    pub awaiting: Option<Millis>,
 }
 
 /// One step of a running saga.
@@ -254,6 +258,16 @@ impl State {
         }
         match event {
             Event::Succeeded { step, output } => self.succeed(graph, *step, output),
+            Event::Commanded { step, body } => {
+                if let Step::Enabled(tries) | Step::Undoing { tries, .. } = &mut self.steps[*step] {
+                    tries.command = Some(body.clone());
+                }
+            }
+            Event::Awaiting { step, until } => {
+                if let Step::Enabled(tries) | Step::Undoing { tries, .. } = &mut self.steps[*step] {
+                    tries.awaiting = Some(*until);
+                }
+            }
             Event::Retrying { step, in_doubt, since, at, .. } => {
                 if let Step::Enabled(tries) = &mut self.steps[*step] {
                     tries.again(*since, *at);
@@ -269,6 +283,7 @@ impl State {
                 if let Step::Enabled(tries) = &mut self.steps[*step] {
                     // Not `|=`: a participant's no can end the doubt about a step that has no undo.
                     tries.in_doubt = *in_doubt;
+                    tries.awaiting = None;
                     tries.stuck = Some(error.clone());
                 }
             }
@@ -286,6 +301,7 @@ impl State {
             Event::CompensationStuck { step, error } => {
                 if let Step::Undoing { tries, .. } = &mut self.steps[*step] {
                     tries.in_doubt = true;
+                    tries.awaiting = None;
                     tries.stuck = Some(error.clone());
                 }
             }
@@ -439,7 +455,8 @@ impl State {
                 && tries.stuck.is_some()
             {
                 let generation = tries.generation + u32::from(!tries.in_doubt);
-                *tries = Tries { in_doubt: tries.in_doubt, generation, ..Tries::default() };
+                let command = tries.command.take().filter(|_| tries.in_doubt);
+                *tries = Tries { in_doubt: tries.in_doubt, generation, command, ..Tries::default() };
             }
         }
     }
@@ -450,5 +467,6 @@ impl Tries {
         self.made += 1;
         self.since = Some(since);
         self.not_before = at;
+        self.awaiting = None;
     }
 }

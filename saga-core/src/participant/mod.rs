@@ -121,9 +121,8 @@ pub struct Job<Tx> {
 }
 
 /// What a job does. May be called again after what it wrote was rolled back.
-type Work<Tx> = Arc<
-    dyn for<'t> Fn(&'t mut Tx, Option<Encoded>) -> BoxFuture<'t, Result<Encoded, StepError>> + Send + Sync,
->;
+type Work<Tx> =
+    Arc<dyn for<'t> Fn(&'t mut Tx, Option<Encoded>) -> BoxFuture<'t, Result<Encoded, StepError>> + Send + Sync>;
 
 /// How the work of a [`Job`] ended.
 #[derive(Debug)]

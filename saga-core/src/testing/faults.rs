@@ -2,8 +2,9 @@
 
 use crate::{
     Encoded, MemoryStore, SagaId, WorkerId,
-    definition::{Arguments, Call, Graph, Process, StepIndex},
+    definition::{Arguments, Call, Graph, Process, Sending, StepIndex},
     machine::{Outcome, Status},
+    message::Op,
     store::{Append, Appended, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError},
 };
 use async_trait::async_trait;
@@ -193,6 +194,10 @@ impl Process for FaultyProcess {
 
     fn output(&self) -> StepIndex {
         self.inner.output()
+    }
+
+    fn sending(&self, step: StepIndex, op: Op) -> Option<&Sending> {
+        self.inner.sending(step, op)
     }
 
     fn run(&self, step: StepIndex, call: Call, arguments: Arguments) -> BoxFuture<'static, Outcome> {

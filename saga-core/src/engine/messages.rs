@@ -1,0 +1,130 @@
+//! Commands out, replies in.
+//!
+//! A command is an event first: it is published after the append that says what it says, and again, under the same id, by whoever takes over. A
+//! reply goes into its saga's mailbox like anything else from outside, and only then counts as received; the owner folds it. So a reply may come to
+//! any node, twice, late, or early (before its publication was acknowledged), and what does not apply any more changes nothing.
+
+use super::{Shared, drive::Letter};
+use crate::{
+    Encoded,
+    definition::Sending,
+    message::{CommandAttributes, Message, Reply},
+    store::{Hint, Mail, Posted, StoreError},
+    transport::{
+        Consumer, Outgoing, PublishError, Receiver, Subscription, Transport, TransportError, Unavailable, Verdict,
+    },
+};
+use async_trait::async_trait;
+use std::sync::Arc;
+
+/// How many replies are put into mailboxes at a time.
+const REPLIES_AT_A_TIME: usize = 500;
+
+/// The way to the participants.
+pub(crate) struct Messages {
+    pub(crate) service: String,
+    pub(crate) transport: Arc<dyn Transport>,
+}
+
+impl Messages {
+    /// Where this service's replies go.
+    pub(crate) fn reply_to(&self) -> String {
+        format!("{}.replies", self.service)
+    }
+
+    /// Publishes a command.
+    pub(crate) async fn send(self: Arc<Self>, topic: &'static str, message: Message) -> Result<(), PublishError> {
+        let outgoing = [Outgoing { topic: topic.into(), message }];
+        let answer = self.transport.publish(&outgoing).await.pop();
+        answer.unwrap_or_else(|| Err(PublishError::Unavailable("the transport gave no answer".into())))
+    }
+
+    /// A command as a message.
+    pub(crate) fn message(&self, attributes: &CommandAttributes, sending: &Sending, body: &Encoded) -> Message {
+        let mut message = attributes.message(&self.service, sending.kind, body);
+        // One trace a saga.
+        let (trace, span) = (attributes.id.saga.as_uuid().simple(), fastrand::u64(1..));
+        message.headers.insert("traceparent".into(), format!("00-{trace}-{span:016x}-00"));
+        message
+    }
+}
+
+/// Begins to receive replies.
+pub(crate) async fn receive(shared: Arc<Shared>, messages: &Messages) -> Result<Box<dyn Consumer>, TransportError> {
+    let subscription =
+        Subscription { group: messages.service.clone(), topics: vec![messages.reply_to()], batch: REPLIES_AT_A_TIME };
+    messages.transport.subscribe(subscription, Arc::new(Replies { shared })).await
+}
+
+struct Replies {
+    shared: Arc<Shared>,
+}
+
+#[async_trait]
+impl Receiver for Replies {
+    async fn receive(&self, batch: &[Message]) -> Result<Vec<Verdict>, Unavailable> {
+        let mut verdicts = vec![Verdict::Done; batch.len()];
+        let (mut mail, mut places) = (vec![], vec![]);
+        for (place, message) in batch.iter().enumerate() {
+            let read = Reply::of(message).map_err(|error| error.to_string());
+            let letter = read.and_then(|reply| {
+                let saga = reply.id.saga;
+                let body = serde_json::to_vec(&Letter::Reply(reply)).map_err(|error| error.to_string())?;
+                Ok(Mail { saga, message: message.id.clone(), body })
+            });
+            match letter {
+                Ok(letter) => {
+                    mail.push(letter);
+                    places.push(place);
+                }
+                Err(reason) => verdicts[place] = Verdict::DeadLetter(reason),
+            }
+        }
+        let posted = self.post(&mail).await?;
+        let mut for_others = false;
+        for ((posted, mail), place) in posted.into_iter().zip(mail).zip(places) {
+            let posted = match posted {
+                Ok(posted) => posted,
+                Err(reason) => {
+                    verdicts[place] = Verdict::DeadLetter(reason);
+                    continue;
+                }
+            };
+            match posted {
+                Posted::Accepted if self.shared.is_in_memory(mail.saga) => self.shared.deliver(mail),
+                Posted::Accepted => for_others = true,
+                Posted::Ended => {
+                    tracing::debug!(saga = %mail.saga, reply = mail.message, "a reply to a saga that has ended")
+                }
+                Posted::NoSuchSaga => {
+                    let reason = format!("there is no saga {} in the store of `{}`", mail.saga, batch[place].source);
+                    verdicts[place] = Verdict::DeadLetter(reason);
+                }
+            }
+        }
+        if for_others {
+            self.shared.store.hint(Hint::Mail);
+        }
+        Ok(verdicts)
+    }
+}
+
+impl Replies {
+    /// What the store refuses is not to keep its neighbours from their mailboxes: it is looked for by halves.
+    async fn post(&self, mail: &[Mail]) -> Result<Vec<Result<Posted, String>>, Unavailable> {
+        let mut answers = vec![];
+        let mut parts = vec![mail];
+        while let Some(part) = parts.pop() {
+            match self.shared.store.post(part).await {
+                Ok(posted) => answers.extend(posted.into_iter().map(Ok)),
+                Err(StoreError::Rejected(reason)) if part.len() == 1 => answers.push(Err(reason)),
+                Err(StoreError::Rejected(_)) => {
+                    let (first, second) = part.split_at(part.len() / 2);
+                    parts.extend([second, first]);
+                }
+                Err(error) => return Err(Unavailable(error.to_string())),
+            }
+        }
+        Ok(answers)
+    }
+}
