@@ -15,6 +15,9 @@ pub mod first_saga {}
 #[doc = include_str!("src/steps.md")]
 pub mod steps {}
 
+#[doc = include_str!("src/messages.md")]
+pub mod messages {}
+
 #[doc = include_str!("src/promises.md")]
 pub mod promises {}
 
