@@ -200,7 +200,7 @@ impl<I: Inbox, D: Send + Sync + 'static> Participant<I, D> {
 
 /// A participant at work. Dropped without [`stop`](Self::stop) it ends as if its process had died.
 pub struct Participating {
-    consumer: Box<dyn Consumer>,
+    pub(super) consumer: Box<dyn Consumer>,
 }
 
 impl Participating {

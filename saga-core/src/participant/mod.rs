@@ -45,6 +45,10 @@
 //! # Ok(()) }
 //! ```
 //!
+//! # Events
+//!
+//! A [`Listener`] handles the events of others behind the same barrier: each at most once, in the transaction that the handler writes in.
+//!
 //! # What the orchestrator hears
 //!
 //! | the handler | what is kept | the reply |
@@ -56,9 +60,11 @@
 //! | is not there (unknown type), or its command cannot be read | the refusal, so that the command never takes effect later | `fail`, and the message is a dead letter |
 
 mod host;
+mod listener;
 mod memory;
 
 pub use host::{CommandCx, Handle, Participant, Participating};
+pub use listener::{EventCx, HandleEvent, Listener};
 pub use memory::MemoryInbox;
 
 use crate::{
@@ -79,6 +85,14 @@ pub trait Command: Payload {
     const TOPIC: &'static str;
     /// What a participant returns for it; `()` for an undo.
     type Reply: Payload;
+}
+
+/// Something that has happened, told to whoever wants to know.
+pub trait Event: Payload {
+    /// The contract's own name for it, with a version: `order.confirmed.v1`. Never a Rust path, and never changed.
+    const TYPE: &'static str;
+    /// The topic that it is published to.
+    const TOPIC: &'static str;
 }
 
 /// Where a participant remembers what it has done: the *barrier*.
