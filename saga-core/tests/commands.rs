@@ -474,6 +474,21 @@ async fn what_the_broker_refuses_has_not_happened_and_what_it_does_not_answer_is
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refusal_says_nothing_of_an_earlier_attempt_at_the_pivot() {
+    let (store, wire) = (MemoryStore::default(), Arc::new(Wire::default()));
+    let engine = engine(&store, &wire).await;
+    let order = engine.sagas::<Order>().submit("k", 3).await.unwrap();
+    let reserve = wire.next().await;
+    let refused = PublishError::Refused("the topic is gone".into());
+    *wire.refusals.lock().unwrap() = vec![refused.clone(), refused, PublishError::Unavailable("no leader".into())];
+    wire.answer(&reserve, success("r-1")).await;
+    while order.status().await.unwrap() != Status::Parked {
+        sleep(Duration::from_millis(100)).await;
+    }
+    wire.nothing_more();
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_engine_without_a_transport_does_not_start() {
     let started = Engine::builder(MemoryStore::default()).register::<Order>(()).unwrap().start().await;
     let Err(error @ Error::NoTransport { .. }) = started else { panic!("it started") };

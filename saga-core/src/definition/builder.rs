@@ -339,8 +339,11 @@ impl<'s, S: Saga, K: StepKind, A> Step<'s, S, K, A> {
 pub struct Uncompensated<'s, S: Saga, A, T, W = InProcess> {
     saga: &'s mut SagaBuilder<S>,
     step: StepIndex,
-    types: PhantomData<fn() -> (A, T, W)>,
+    types: Types<A, T, W>,
 }
+
+/// What a step has read, what it returns, and where it works.
+type Types<A, T, W> = PhantomData<fn() -> (A, T, W)>;
 
 impl<S: Saga, A, T, W> Uncompensated<'_, S, A, T, W> {
     /// When an attempt to undo that did not succeed is made again. Defaults to 25 attempts (some twenty minutes); then the saga is parked.

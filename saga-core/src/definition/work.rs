@@ -36,11 +36,13 @@ pub(crate) enum Backward<D> {
     Send(Sending),
 }
 
+type Body = Box<dyn Fn(&Arguments, Option<&Encoded>) -> Result<Encoded, String> + Send + Sync>;
+
 /// How a command is made, and what its reply has to be.
 pub(crate) struct Sending {
     pub(crate) kind: &'static str,
     pub(crate) topic: &'static str,
-    body: Box<dyn Fn(&Arguments, Option<&Encoded>) -> Result<Encoded, String> + Send + Sync>,
+    body: Body,
     check: fn(&Encoded) -> Result<(), CodecError>,
 }
 

@@ -412,10 +412,12 @@ impl Drive {
         let until = self.now() + Millis::try_from(allowed.as_millis()).unwrap_or(Millis::MAX / 2);
         let limits = Limits { shared: self.shared.clone(), lease: self.lease.clone() };
         let publish = messages.send(sending.topic, message);
+        // A broker's refusal says that this attempt did not happen, and nothing of earlier ones.
+        let first = !tries.in_doubt && tries.awaiting.is_none();
         Box::pin(async move {
             let outcome = match limits.attempt(allowed, publish).await {
                 Attempt::Ended(Ok(())) => return (step, Attempted::Published { attempt, until }),
-                Attempt::Ended(Err(error @ PublishError::Refused(_))) => Outcome::Fail(cut(error.to_string())),
+                Attempt::Ended(Err(error @ PublishError::Refused(_))) if first => Outcome::Fail(cut(error.to_string())),
                 Attempt::Ended(Err(error)) => Outcome::Unknown(cut(error.to_string())),
                 Attempt::Unknown(error) => Outcome::Unknown(format!("publishing the command: {error}")),
                 Attempt::NotBegun => return (step, Attempted::NotBegun),
