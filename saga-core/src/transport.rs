@@ -15,12 +15,17 @@
 //! - **Batches in order.** A [`Receiver`] gets batches of one partition, in its order, one batch at a time; partitions do not wait for each other.
 //! - **Back-pressure.** What a receiver has not taken yet waits at the broker, save a bounded number.
 //! - **A failing receiver** ([`Unavailable`]) is given the same messages again, after a pause, for as long as it takes. Other partitions go on.
+//! - **A receiver that panics**, or gives a wrong number of verdicts, is unavailable at first. When it does so again, its messages are given to it one by one, and the culprit counts as rejected.
 //! - **A rejected message** ([`Verdict::DeadLetter`]) goes to the topic's dead letters with its headers, its payload (cut to fit if it must be) and the reason, and only
 //!   then counts as dealt with. So does a record that is no message at all. Nothing in a record stops its partition.
 //! - **Hand-over.** [`Consumer::stop`] lets the batch under way end, keeps its progress, and gives the partitions to the group's other consumers. Their messages
 //!   are never handled by two consumers in the same order of events; a repeat at a change of hands is allowed.
 //!
 //! [`testing::transport`](crate::testing) checks all of this for any implementation.
+
+mod delivery;
+
+pub use delivery::deliver;
 
 use crate::message::Message;
 use async_trait::async_trait;
