@@ -25,7 +25,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU8, Ordering},
+        atomic::{AtomicU8, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -41,6 +41,7 @@ const POLL_PAUSED: Duration = Duration::from_millis(5);
 const BETWEEN_COMMITS: Duration = Duration::from_millis(100);
 /// How long a batch under way may hold up a change of hands.
 const HAND_OVER: Duration = Duration::from_secs(30);
+const LAST_COMMITS: u32 = 3;
 const BEFORE_REPLACING: Duration = Duration::from_secs(1);
 
 pub(crate) struct Member {
@@ -112,7 +113,6 @@ impl Member {
             metrics: self.metrics.clone(),
             command: self.command.clone(),
             lanes: Mutex::default(),
-            committing: AtomicBool::new(false),
         };
         let consumer = BaseConsumer::from_config_and_context(&self.settings.consumer(&self.group), hands)?;
         consumer.subscribe(&self.topics.iter().map(String::as_str).collect::<Vec<_>>())?;
@@ -140,10 +140,10 @@ impl Member {
         }
         let stopped = self.command.load(Ordering::Acquire) == STOP;
         consumer.context().end(!stopped);
+        let lanes = std::mem::take(&mut *consumer.context().lanes());
         if stopped {
-            consumer.context().commit(&consumer, CommitMode::Sync);
+            consumer.context().commit_last(&consumer, &lanes);
         }
-        consumer.context().lanes().clear();
         // Leaves the group.
         drop(consumer);
         self.metrics.gone(&self.group);
@@ -168,14 +168,19 @@ impl Member {
             if paused {
                 hands.go_on(consumer);
             }
-            if committed.elapsed() >= BETWEEN_COMMITS {
-                hands.commit_progress(consumer);
+            if committed.elapsed() >= BETWEEN_COMMITS && self.works.progress.swap(false, Ordering::AcqRel) {
+                let done = hands.commit(consumer, hands.lanes().iter());
+                self.works.progress.fetch_or(!done, Ordering::AcqRel);
                 committed = Instant::now();
             }
         }
         None
     }
 }
+
+/// Topic and partition.
+type Place = (String, i32);
+type Lanes = HashMap<Place, Lane>;
 
 /// The partitions that a member has.
 struct Hands {
@@ -184,12 +189,11 @@ struct Hands {
     metrics: Arc<Metrics>,
     command: Arc<AtomicU8>,
     /// Only the polling thread takes this lock.
-    lanes: Mutex<HashMap<(String, i32), Lane>>,
-    committing: AtomicBool,
+    lanes: Mutex<Lanes>,
 }
 
 impl Hands {
-    fn lanes(&self) -> MutexGuard<'_, HashMap<(String, i32), Lane>> {
+    fn lanes(&self) -> MutexGuard<'_, Lanes> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -218,30 +222,23 @@ impl Hands {
         }
     }
 
-    fn commit_progress(&self, consumer: &BaseConsumer<Self>) {
-        if !self.committing.load(Ordering::Acquire) && self.works.progress.swap(false, Ordering::AcqRel) {
-            self.commit(consumer, CommitMode::Async);
+    /// Commits what these lanes have dealt with. It waits for the answer, a moment as a rule: of two commits under way at once the older might come second.
+    fn commit<'l>(&self, consumer: &BaseConsumer<Self>, lanes: impl Iterator<Item = (&'l Place, &'l Lane)>) -> bool {
+        let offsets = offsets(lanes);
+        let committed = if offsets.count() == 0 { Ok(()) } else { consumer.commit(&offsets, CommitMode::Sync) };
+        if let Err(error) = &committed {
+            tracing::warn!(self.group, %error, "offsets were not committed");
         }
+        committed.is_ok()
     }
 
-    /// Commits what the lanes have dealt with.
-    fn commit(&self, consumer: &BaseConsumer<Self>, mode: CommitMode) {
-        let lanes = self.lanes();
-        let offsets = offsets(lanes.iter());
-        drop(lanes);
-        if offsets.count() == 0 {
-            return;
+    /// The same for lanes that nobody will commit again.
+    fn commit_last(&self, consumer: &BaseConsumer<Self>, lanes: &Lanes) {
+        for _ in 0..LAST_COMMITS {
+            if self.commit(consumer, lanes.iter()) {
+                return;
+            }
         }
-        self.committing.store(matches!(mode, CommitMode::Async), Ordering::Release);
-        if let Err(error) = consumer.commit(&offsets, mode) {
-            self.not_committed(&error);
-        }
-    }
-
-    fn not_committed(&self, error: &KafkaError) {
-        tracing::debug!(self.group, %error, "offsets were not committed");
-        self.committing.store(false, Ordering::Release);
-        self.works.progress.store(true, Ordering::Release);
     }
 
     /// Ends all lanes, softly or hard.
@@ -251,22 +248,14 @@ impl Hands {
     }
 
     fn give_up(&self, consumer: &BaseConsumer<Self>, partitions: &TopicPartitionList) {
-        let mut given_up = vec![];
-        {
-            let mut lanes = self.lanes();
-            for partition in partitions.elements() {
-                let place = (partition.topic().to_owned(), partition.partition());
-                given_up.extend(lanes.remove_entry(&place));
-            }
-        }
+        let mut lanes = self.lanes();
+        let places = partitions.elements().into_iter().map(|each| (each.topic().to_owned(), each.partition()));
+        let given_up: Lanes = places.filter_map(|place| lanes.remove_entry(&place)).collect();
+        drop(lanes);
         let lost = consumer.assignment_lost() || self.command.load(Ordering::Acquire) == DIE;
-        end(given_up.iter().map(|(_, lane)| lane), lost);
-        let offsets = offsets(given_up.iter().map(|(place, lane)| (place, lane)));
-        if !lost
-            && offsets.count() > 0
-            && let Err(error) = consumer.commit(&offsets, CommitMode::Sync)
-        {
-            tracing::warn!(self.group, %error, "a partition is handed over without its last offset");
+        end(given_up.values(), lost);
+        if !lost {
+            self.commit_last(consumer, &given_up);
         }
     }
 }
@@ -283,7 +272,7 @@ fn end<'l>(lanes: impl Iterator<Item = &'l Lane> + Clone, hard: bool) {
     }
 }
 
-fn offsets<'l>(lanes: impl Iterator<Item = (&'l (String, i32), &'l Lane)>) -> TopicPartitionList {
+fn offsets<'l>(lanes: impl Iterator<Item = (&'l Place, &'l Lane)>) -> TopicPartitionList {
     let mut offsets = TopicPartitionList::new();
     for ((topic, partition), lane) in lanes {
         if let Some(next) = lane.next()
@@ -324,13 +313,6 @@ impl ConsumerContext for Hands {
             && let Err(error) = consumer.resume(partitions)
         {
             tracing::warn!(self.group, %error, "new partitions could not be resumed");
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        match result {
-            Ok(()) => self.committing.store(false, Ordering::Release),
-            Err(error) => self.not_committed(&error),
         }
     }
 }

@@ -99,7 +99,9 @@ impl EmbeddedBroker {
         KafkaTransport::builder(brokers)
             // Its fetches do not wake up when a record comes.
             .set_consumer("fetch.wait.max.ms", "5")
-            // Its cooperative rebalances take ten seconds.
+            // Its rebalances take a second less than a session may, and cooperative ones twice that.
+            .set_consumer("session.timeout.ms", "4000")
+            .set_consumer("heartbeat.interval.ms", "500")
             .set_consumer("partition.assignment.strategy", "range")
             .guarded(topics)
     }

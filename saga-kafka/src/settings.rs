@@ -38,6 +38,8 @@ const FIXED: &[(&str, &[&str], &str)] = &[
 const COMMON: &[(&str, &str)] = &[
     ("statistics.interval.ms", "5000"),
     ("socket.nagle.disable", "true"),
+    // How long a broker that does not answer holds up a commit.
+    ("socket.timeout.ms", "15000"),
     // A broker that is back is found soon.
     ("reconnect.backoff.ms", "50"),
     ("reconnect.backoff.max.ms", "1000"),
