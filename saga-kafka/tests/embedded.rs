@@ -123,7 +123,7 @@ async fn requests_that_fail_are_made_again_without_a_gap_a_repeat_or_a_change_of
         RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
     ];
     world.fail(RDKafkaApiKey::Produce, produce.repeat(3));
-    world.fail(RDKafkaApiKey::Fetch, vec![transport, RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION].repeat(3));
+    world.fail(RDKafkaApiKey::Fetch, [transport, RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION].repeat(3));
     world.fail(RDKafkaApiKey::OffsetCommit, vec![RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS, transport]);
     let mut reading = world.read(TOPIC).await;
     let sent = events(500);
