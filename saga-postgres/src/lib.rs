@@ -42,6 +42,7 @@
 
 mod error;
 mod hints;
+mod inbox;
 mod migrations;
 mod queries;
 mod store;
@@ -50,5 +51,6 @@ pub mod testing;
 mod transaction;
 
 pub use error::SetupError;
+pub use inbox::PgInbox;
 pub use store::{PgStore, PgStoreOptions};
 pub use transaction::InTransaction;

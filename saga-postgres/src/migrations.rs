@@ -2,7 +2,7 @@ use crate::SetupError;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 /// The migrations in their order; the first has version 1.
-const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_sagas.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_sagas.sql"), include_str!("migrations/0002_inbox.sql")];
 
 /// All migrations of a schema as SQL, for those who run their own.
 pub(crate) fn printed(schema: &str) -> String {

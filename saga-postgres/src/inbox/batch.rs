@@ -1,0 +1,326 @@
+//! One transaction: jobs behind the barrier, one after the other, a savepoint each.
+
+use super::{PgInbox, trouble};
+use crate::error::meaning_of;
+use saga_core::{
+    Class, Encoded, StepError,
+    message::{Answer, CommandId, Op},
+    participant::{Job, Worked},
+    store::StoreError,
+};
+use sqlx::{Connection, PgConnection, Postgres, Row, pool::PoolConnection};
+use std::{collections::BTreeMap, error::Error};
+use tokio::runtime::Handle;
+use uuid::Uuid;
+
+/// Why a transaction came to nothing, or may have.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// No connection is to be had.
+    Unavailable(String),
+    /// The connection ended, or the outcome of the commit is not known.
+    Lost(String),
+    /// Others were in the way.
+    Contention(String),
+    /// A job panicked, took too long, or ended the transaction.
+    Broke(String),
+    /// The database does not take what was written.
+    Refused(String),
+}
+
+/// A connection that goes back to the pool only if nothing is left to be done on it. Otherwise, and if nobody waits for it any more, it is closed, and what it was doing at
+/// the server is ended: a statement that goes on by itself would hold on to its locks.
+struct Held {
+    inbox: PgInbox,
+    connection: Option<PoolConnection<Postgres>>,
+    transaction: Option<Transaction>,
+}
+
+/// What a transaction is known by: the process at the server, and its number.
+struct Transaction {
+    backend: i32,
+    xid: String,
+}
+
+impl Held {
+    fn give_back(mut self) {
+        self.connection = None;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let Some(connection) = self.connection.take() else { return };
+        drop(connection.detach());
+        if let (Some(Transaction { backend, xid }), Ok(runtime)) = (self.transaction.take(), Handle::try_current()) {
+            let inbox = self.inbox.clone();
+            runtime.spawn(async move {
+                let end = sqlx::query(inbox.queries.inbox_end.clone()).bind(backend).bind(xid);
+                if let Err(error) = end.execute(&inbox.pool).await {
+                    tracing::warn!(%error, "a transaction that was given up could not be ended at the server");
+                }
+            });
+        }
+    }
+}
+
+/// What the barrier says of a command and its undo.
+#[derive(Default)]
+struct Entry {
+    kept: Option<Kept>,
+    undone: bool,
+    changed: bool,
+}
+
+enum Kept {
+    Success(Encoded),
+    Fail(String),
+}
+
+enum Next {
+    Answer(Answer),
+    Work(Option<Encoded>),
+}
+
+impl Entry {
+    fn next(&mut self, op: Op) -> Next {
+        match (op, &self.kept, self.undone) {
+            (Op::Do, Some(Kept::Success(reply)), _) => Next::Answer(Answer::Success(reply.clone())),
+            (Op::Do, Some(Kept::Fail(reason)), _) => Next::Answer(Answer::Fail(reason.clone())),
+            (Op::Do, None, true) => Next::Answer(Answer::undone()),
+            (Op::Do, None, false) => Next::Work(None),
+            (Op::Undo, Some(Kept::Success(reply)), false) => Next::Work(Some(reply.clone())),
+            (Op::Undo, ..) => {
+                self.changed |= !self.undone;
+                self.undone = true;
+                Next::Answer(Answer::Success(Encoded::null()))
+            }
+        }
+    }
+
+    fn keep(&mut self, op: Op, answer: &Answer) {
+        match (op, answer) {
+            (Op::Do, Answer::Success(reply)) => self.kept = Some(Kept::Success(reply.clone())),
+            (Op::Do, Answer::Fail(reason)) => self.kept = Some(Kept::Fail(reason.clone())),
+            (Op::Undo, Answer::Success(_)) => self.undone = true,
+            _ => return,
+        }
+        self.changed = true;
+    }
+
+    fn is_empty(&self) -> bool {
+        self.kept.is_none() && !self.undone
+    }
+}
+
+impl PgInbox {
+    /// Runs jobs in one transaction. `None` for those from the first on that met contention: they are to run by themselves.
+    pub(super) async fn attempt(&self, jobs: &[&Job<PgConnection>]) -> Result<Vec<Option<Answer>>, Trouble> {
+        let connection = self.pool.acquire().await.map_err(|error| Trouble::Unavailable(error.to_string()))?;
+        let mut held = Held { inbox: self.clone(), connection: Some(connection), transaction: None };
+        let Held { connection: Some(connection), transaction, .. } = &mut held else {
+            return Err(Trouble::Lost("it has no connection".into()));
+        };
+        let answers = self.run(connection, transaction, jobs).await?;
+        held.give_back();
+        Ok(answers)
+    }
+
+    async fn run(
+        &self,
+        connection: &mut PgConnection,
+        transaction: &mut Option<Transaction>,
+        jobs: &[&Job<PgConnection>],
+    ) -> Result<Vec<Option<Answer>>, Trouble> {
+        // A pool hands out connections that ended long ago: here nothing has been tried yet.
+        let begun = connection.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await;
+        let mut tx = begun.map_err(|error| match trouble(&error) {
+            Trouble::Lost(reason) => Trouble::Unavailable(reason),
+            trouble => trouble,
+        })?;
+        let mut entries = self.enter(&mut tx, transaction, jobs).await?;
+        let mut answers = Vec::with_capacity(jobs.len());
+        let mut at_savepoint = false;
+        for job in jobs {
+            let entry = entries.entry(job.id.clone()).or_default();
+            let kept = match entry.next(job.op) {
+                Next::Answer(answer) => {
+                    answers.push(Some(answer));
+                    continue;
+                }
+                Next::Work(kept) => kept,
+            };
+            if !at_savepoint {
+                let savepoint = sqlx::raw_sql("SAVEPOINT saga_job").execute(&mut *tx).await;
+                savepoint.map_err(|error| trouble(&error))?;
+                at_savepoint = true;
+            }
+            match work(&mut tx, job, kept).await? {
+                Some(answer) => {
+                    entry.keep(job.op, &answer);
+                    answers.push(Some(answer));
+                }
+                None => break,
+            }
+        }
+        answers.resize_with(jobs.len(), || None);
+        self.keep(&mut tx, &entries).await?;
+        tx.commit().await.map_err(|error| trouble(&error))?;
+        Ok(answers)
+    }
+
+    /// Makes sure that there is a row for each, and reads them under lock.
+    async fn enter(
+        &self,
+        tx: &mut PgConnection,
+        transaction: &mut Option<Transaction>,
+        jobs: &[&Job<PgConnection>],
+    ) -> Result<BTreeMap<CommandId, Entry>, Trouble> {
+        let mut entries: BTreeMap<CommandId, Entry> =
+            jobs.iter().map(|job| (job.id.clone(), Entry::default())).collect();
+        let (sagas, steps, generations) = keys(entries.keys());
+        let enter = sqlx::query(self.queries.inbox_enter.clone()).bind(&sagas).bind(&steps).bind(&generations);
+        enter.execute(&mut *tx).await.map_err(|error| trouble(&error))?;
+        let read = sqlx::query(self.queries.inbox_rows.clone()).bind(&sagas).bind(&steps).bind(&generations);
+        let rows = read.fetch_all(&mut *tx).await.map_err(|error| trouble(&error))?;
+        if rows.len() != entries.len() {
+            return Err(Trouble::Contention("a row was removed while it was waited for".into()));
+        }
+        if let Some(row) = rows.first() {
+            let known_by = || Ok(Transaction { backend: row.try_get("backend")?, xid: row.try_get("xid")? });
+            *transaction = Some(known_by().map_err(|error: sqlx::Error| trouble(&error))?);
+        }
+        for row in rows {
+            let (id, entry) = entry(&row).map_err(|error| trouble(&error))?;
+            entries.insert(id, entry);
+        }
+        Ok(entries)
+    }
+
+    /// Keeps what is final, and removes the rows of what is not.
+    async fn keep(&self, tx: &mut PgConnection, entries: &BTreeMap<CommandId, Entry>) -> Result<(), Trouble> {
+        let changed: Vec<(&CommandId, &Entry)> =
+            entries.iter().filter(|(_, entry)| entry.changed || entry.is_empty()).collect();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let (sagas, steps, generations) = keys(changed.iter().map(|(id, _)| *id));
+        let outcomes: Vec<Option<i16>> = changed.iter().map(|(_, entry)| outcome(entry)).collect();
+        let replies: Vec<Option<&[u8]>> = changed.iter().map(|(_, entry)| reply(entry)).collect();
+        let undone: Vec<bool> = changed.iter().map(|(_, entry)| entry.undone).collect();
+        let keep = sqlx::query(self.queries.inbox_keep.clone()).bind(sagas).bind(steps).bind(generations);
+        let keep = keep.bind(outcomes).bind(replies).bind(undone);
+        keep.execute(tx).await.map_err(|error| trouble(&error))?;
+        Ok(())
+    }
+}
+
+/// Does a job's work, and leaves the transaction at a new savepoint. `None` if it met contention.
+async fn work(
+    tx: &mut PgConnection,
+    job: &Job<PgConnection>,
+    kept: Option<Encoded>,
+) -> Result<Option<Answer>, Trouble> {
+    match job.work(tx, kept).await {
+        Worked::Broke(reason) => Err(Trouble::Broke(reason)),
+        Worked::Returned(Ok(reply)) => match released(tx).await? {
+            Ok(()) => Ok(Some(Answer::Success(reply))),
+            Err(reason) => {
+                roll_back(tx).await?;
+                Ok(Some(Answer::Unknown(reason)))
+            }
+        },
+        Worked::Returned(Err(error)) => {
+            roll_back(tx).await?;
+            if is_contention(&error) {
+                return Ok(None);
+            }
+            Ok(Some(Answer::refusal(error.class().unwrap_or(Class::Unknown), error.to_string())))
+        }
+    }
+}
+
+/// Keeps what was written since the savepoint. The inner error: that cannot be, because an error of the database was passed over.
+async fn released(tx: &mut PgConnection) -> Result<Result<(), String>, Trouble> {
+    match sqlx::raw_sql("RELEASE SAVEPOINT saga_job; SAVEPOINT saga_job").execute(tx).await {
+        Ok(_) => Ok(Ok(())),
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("25P02") => {
+            Ok(Err("its handler returned, but one of its statements had failed: nothing of it could be kept".into()))
+        }
+        Err(error) => Err(ended(&error)),
+    }
+}
+
+async fn roll_back(tx: &mut PgConnection) -> Result<(), Trouble> {
+    let rolled_back = sqlx::raw_sql("ROLLBACK TO SAVEPOINT saga_job").execute(tx).await;
+    rolled_back.map(|_| ()).map_err(|error| ended(&error))
+}
+
+/// The savepoint is not there.
+fn ended(error: &sqlx::Error) -> Trouble {
+    match error {
+        sqlx::Error::Database(error) if matches!(error.code().as_deref(), Some("3B001" | "25P01")) => Trouble::Broke(
+            "its handler ended the transaction that it was given: use savepoints, and leave the rest to the inbox"
+                .into(),
+        ),
+        error => trouble(error),
+    }
+}
+
+/// Whether an error that a handler gave back came from a deadlock, a serialization failure, or a lock that was waited for too long.
+fn is_contention(error: &StepError) -> bool {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error.source());
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<sqlx::Error>() {
+            return matches!(meaning_of(error), StoreError::Contention(_));
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn keys<'i>(ids: impl Iterator<Item = &'i CommandId>) -> (Vec<Uuid>, Vec<&'i str>, Vec<i32>) {
+    let (mut sagas, mut steps, mut generations) = (vec![], vec![], vec![]);
+    for id in ids {
+        sagas.push(id.saga.as_uuid());
+        steps.push(id.step.as_str());
+        generations.push(generation(id));
+    }
+    (sagas, steps, generations)
+}
+
+/// Nobody retries two thousand million times.
+fn generation(id: &CommandId) -> i32 {
+    i32::try_from(id.generation).unwrap_or(i32::MAX)
+}
+
+fn outcome(entry: &Entry) -> Option<i16> {
+    entry.kept.as_ref().map(|kept| match kept {
+        Kept::Success(_) => 0,
+        Kept::Fail(_) => 1,
+    })
+}
+
+fn reply(entry: &Entry) -> Option<&[u8]> {
+    entry.kept.as_ref().map(|kept| match kept {
+        Kept::Success(reply) => reply.as_str().as_bytes(),
+        Kept::Fail(reason) => reason.as_bytes(),
+    })
+}
+
+fn entry(row: &sqlx::postgres::PgRow) -> Result<(CommandId, Entry), sqlx::Error> {
+    let generation: i32 = row.try_get("generation")?;
+    let id = CommandId {
+        saga: row.try_get::<Uuid, _>("saga_id")?.into(),
+        step: row.try_get("step")?,
+        generation: generation.unsigned_abs(),
+    };
+    let reply: Option<Vec<u8>> = row.try_get("reply")?;
+    let reply = reply.unwrap_or_default();
+    let kept = match row.try_get::<Option<i16>, _>("outcome")? {
+        None => None,
+        Some(0) => Some(Kept::Success(Encoded::from_bytes(&reply).map_err(|error| sqlx::Error::Decode(error.into()))?)),
+        Some(_) => Some(Kept::Fail(String::from_utf8_lossy(&reply).into_owned())),
+    };
+    Ok((id, Entry { kept, undone: row.try_get("undone")?, changed: false }))
+}

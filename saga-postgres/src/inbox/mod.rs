@@ -1,0 +1,197 @@
+//! The barrier of a participant, in the database that it works in.
+
+mod batch;
+
+use crate::{SetupError, error::meaning_of, migrations, queries::Queries, store::check_schema};
+use async_trait::async_trait;
+use batch::Trouble;
+use saga_core::{
+    message::Answer,
+    participant::{Inbox, Job},
+    transport::Unavailable,
+};
+use sqlx::{PgConnection, PgPool};
+use std::{sync::Arc, time::Duration};
+use tokio::time::sleep;
+
+/// How many jobs share a transaction at most.
+const TOGETHER: usize = 50;
+/// How often a job alone is tried when it meets contention, or when its connection ends under it.
+const TRIES: u32 = 5;
+/// How often a job may end its connection before it is taken to be the cause.
+const CONNECTIONS: u32 = 3;
+/// How many rows are removed in one transaction.
+const PRUNED_AT_ONCE: i64 = 1000;
+
+/// What a participant remembers of its commands, in Postgres: an [`Inbox`] whose handlers write in the same transaction.
+///
+/// ```no_run
+/// use saga_core::{StepError, participant::{Command, CommandCx, Participant}};
+/// use saga_postgres::PgInbox;
+/// use sqlx::PgConnection;
+/// # #[derive(serde::Serialize, serde::Deserialize)] struct Reserve { sku: String, quantity: i32 }
+/// # impl Command for Reserve { const TYPE: &'static str = "inventory.reserve.v1"; const TOPIC: &'static str = "inventory.commands"; type Reply = (); }
+/// async fn reserve(_: CommandCx<()>, db: &mut PgConnection, it: Reserve) -> Result<(), StepError> {
+///     let taken = sqlx::query("UPDATE stock SET free = free - $1 WHERE sku = $2 AND free >= $1");
+///     match taken.bind(it.quantity).bind(it.sku).execute(db).await?.rows_affected() {
+///         0 => Err(StepError::fail("out of stock")),
+///         _ => Ok(()), // stands if and only if the answer does
+///     }
+/// }
+/// # async fn run(pool: sqlx::PgPool, transport: std::sync::Arc<dyn saga_core::transport::Transport>) -> Result<(), Box<dyn std::error::Error>> {
+/// let inbox = PgInbox::new(pool); // the participant's own database
+/// inbox.migrate().await?;
+/// let inventory = Participant::new("inventory", inbox, ()).on(reserve).start(transport).await?;
+/// # Ok(()) }
+/// ```
+///
+/// # A handler and its transaction
+///
+/// A handler writes on the connection that it is given, and neither commits nor rolls back (a savepoint of its own, with `begin`, is fine). Up to 50 commands share a
+/// transaction, a savepoint each, so one that fails takes nothing of its neighbours with it. A handler may be called again
+/// after everything that it wrote was rolled back: because of a deadlock, a lost connection, or because a neighbour panicked. What it does outside of the transaction has to bear that: hand the
+/// [idempotency key](saga_core::participant::CommandCx::idempotency_key) on.
+///
+/// # When things go wrong
+///
+/// | what | what follows |
+/// |---|---|
+/// | deadlock, serialization failure, lock timeout | what was done before it in the batch is committed, the rest runs one by one; a job that meets it five times is answered `unknown` |
+/// | a handler panics or takes too long | its connection is closed, the batch runs one by one, and it is answered `unknown` |
+/// | a handler ignores an error of the database and returns `Ok` | `unknown`: nothing of it could be kept |
+/// | the connection is lost | the batch runs again, one by one; a job that ends its own three times is answered `unknown` |
+/// | the answer to the commit is lost | the same: what was committed is found in the inbox |
+/// | no connection is to be had | [`Unavailable`]: the batch comes again, and counts against nobody |
+///
+/// # Retention
+///
+/// A row has to outlive everything that could bring its command again: what the topic keeps, plus the longest time that a consumer or a saga may stand still. [`prune`](Self::prune)
+/// removes what is older.
+#[derive(Clone, Debug)]
+pub struct PgInbox {
+    pool: PgPool,
+    schema: Arc<str>,
+    queries: Arc<Queries>,
+}
+
+impl PgInbox {
+    /// On the participant's own pool, in the schema `saga`.
+    pub fn new(pool: PgPool) -> Self {
+        Self::build(pool, "saga", |_, sql| sql)
+    }
+
+    /// In a schema of another name.
+    ///
+    /// # Errors
+    /// [`SetupError::SchemaName`].
+    pub fn in_schema(pool: PgPool, schema: &str) -> Result<Self, SetupError> {
+        check_schema(schema)?;
+        Ok(Self::build(pool, schema, |_, sql| sql))
+    }
+
+    /// For this crate's own tests: changes statements, to show what breaks without a rule.
+    #[doc(hidden)]
+    pub fn edit_sql(self, edit: fn(&str, String) -> String) -> Self {
+        Self::build(self.pool, &self.schema, edit)
+    }
+
+    fn build(pool: PgPool, schema: &str, edit: fn(&str, String) -> String) -> Self {
+        Self { pool, schema: schema.into(), queries: Arc::new(Queries::new(schema, edit)) }
+    }
+
+    /// Creates the schema and its tables, or brings them to this version of the library. Every process may call it at its start.
+    ///
+    /// # Errors
+    /// [`SetupError::Migration`], [`SetupError::TooNew`], [`SetupError::Postgres`].
+    pub async fn migrate(&self) -> Result<(), SetupError> {
+        let mut connection = self.pool.acquire().await?;
+        migrations::run(&mut connection, &self.schema).await
+    }
+
+    /// Forgets what was received longer ago than that, and says how many rows it was. Call it from time to time; it may run on several nodes at once.
+    ///
+    /// # Errors
+    /// Postgres'. What was forgotten before stays so.
+    pub async fn prune(&self, older_than: Duration) -> Result<u64, SetupError> {
+        let mut pruned = 0;
+        loop {
+            let sql = sqlx::query(self.queries.inbox_prune.clone()).bind(older_than.as_secs_f64()).bind(PRUNED_AT_ONCE);
+            let removed = sql.execute(&self.pool).await?.rows_affected();
+            pruned += removed;
+            if removed < PRUNED_AT_ONCE.unsigned_abs() {
+                return Ok(pruned);
+            }
+        }
+    }
+
+    /// Runs one job by itself, for as often as it takes to know its answer.
+    async fn alone(&self, job: &Job<PgConnection>) -> Result<Answer, Unavailable> {
+        let (mut lost, mut tries) = (0, 0);
+        loop {
+            tries += 1;
+            let reason = match self.attempt(&[job]).await {
+                Ok(answers) => match answers.into_iter().flatten().next() {
+                    Some(answer) => return Ok(answer),
+                    // It met contention in its own work, and nothing of it stands.
+                    None => "it met a deadlock or a conflict each time".into(),
+                },
+                Err(Trouble::Unavailable(reason)) => return Err(Unavailable(reason)),
+                Err(Trouble::Broke(reason) | Trouble::Refused(reason)) => return Ok(Answer::Unknown(reason)),
+                Err(Trouble::Contention(reason)) => reason,
+                Err(Trouble::Lost(reason)) => {
+                    lost += 1;
+                    if lost == CONNECTIONS {
+                        return Ok(Answer::Unknown(format!("its connection ended each time: {reason}")));
+                    }
+                    reason
+                }
+            };
+            if tries == TRIES {
+                return Ok(Answer::Unknown(reason));
+            }
+            tracing::debug!(job = job.id.key(), reason, tries, "a command is run again");
+            sleep(Duration::from_millis(fastrand::u64(5..20) << tries)).await;
+        }
+    }
+}
+
+#[async_trait]
+impl Inbox for PgInbox {
+    type Tx = PgConnection;
+
+    async fn handle(&self, batch: &[Job<PgConnection>]) -> Result<Vec<Answer>, Unavailable> {
+        let mut answers = Vec::with_capacity(batch.len());
+        for part in batch.chunks(TOGETHER) {
+            let jobs: Vec<&Job<PgConnection>> = part.iter().collect();
+            let together = match self.attempt(&jobs).await {
+                Ok(together) => together,
+                Err(Trouble::Unavailable(reason)) => return Err(Unavailable(reason)),
+                Err(trouble) => {
+                    tracing::warn!(jobs = part.len(), ?trouble, "a batch is run again, one by one");
+                    vec![]
+                }
+            };
+            let mut together = together.into_iter();
+            for job in part {
+                answers.push(match together.next().flatten() {
+                    Some(answer) => answer,
+                    None => self.alone(job).await?,
+                });
+            }
+        }
+        Ok(answers)
+    }
+}
+
+/// What an error outside of a handler means.
+fn trouble(error: &sqlx::Error) -> Trouble {
+    use saga_core::store::StoreError;
+    match (error, meaning_of(error)) {
+        (sqlx::Error::Database(database), _) if database.code().as_deref() == Some("42P01") => {
+            Trouble::Unavailable(format!("{database}; was `PgInbox::migrate` run on this database?"))
+        }
+        (_, StoreError::Contention(reason)) => Trouble::Contention(reason),
+        (_, StoreError::Unavailable(reason)) => Trouble::Lost(reason),
+        (_, error) => Trouble::Refused(error.to_string()),
+    }
+}

@@ -1,0 +1,524 @@
+//! The barrier: a command twice, late, after its undo; an undo without its command; two at once on two nodes; and everything that can go wrong in between.
+
+use futures::future::BoxFuture;
+use saga_core::{
+    Encoded, SagaId, StepError,
+    message::{Answer, CommandId, Op},
+    participant::{Inbox, Job},
+    transport::Unavailable,
+};
+use saga_postgres::{PgInbox, testing, testing::Postgres};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{Notify, oneshot},
+    time::timeout,
+};
+
+type Tx = PgConnection;
+
+const LONG: Duration = Duration::from_secs(20);
+
+/// A participant's database, with the effects of its handlers in a table.
+struct World {
+    pool: PgPool,
+    inbox: PgInbox,
+    schema: String,
+    url: String,
+}
+
+impl World {
+    async fn start() -> Self {
+        let postgres = testing::shared().await.unwrap();
+        Self::on(postgres).await
+    }
+
+    async fn on(postgres: &Postgres) -> Self {
+        let (url, schema) = (postgres.url(), postgres.schema());
+        let pool = PgPool::connect(&url).await.unwrap();
+        let inbox = PgInbox::in_schema(pool.clone(), &schema).unwrap();
+        inbox.migrate().await.unwrap();
+        let world = Self { pool, inbox, schema, url };
+        world.sql("CREATE TABLE {schema}.effect (name text PRIMARY KEY, count int NOT NULL)").await;
+        world
+    }
+
+    /// Another node of the same participant.
+    async fn another_node(&self) -> PgInbox {
+        PgInbox::in_schema(PgPool::connect(&self.url).await.unwrap(), &self.schema).unwrap()
+    }
+
+    async fn sql(&self, sql: &str) {
+        sqlx::raw_sql(AssertSqlSafe(sql.replace("{schema}", &self.schema))).execute(&self.pool).await.unwrap();
+    }
+
+    async fn count(&self, sql: &str) -> i64 {
+        let sql = sql.replace("{schema}", &self.schema);
+        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.pool).await.unwrap()
+    }
+
+    async fn effects(&self, name: &str) -> i64 {
+        self.count(&format!("SELECT coalesce(max(count), 0)::bigint FROM {{schema}}.effect WHERE name = '{name}'"))
+            .await
+    }
+
+    async fn rows(&self) -> i64 {
+        self.count("SELECT count(*) FROM {schema}.saga_inbox").await
+    }
+
+    /// A job that writes its effect and then does something else.
+    fn job<F>(&self, id: &CommandId, op: Op, name: &str, then: F) -> Job<Tx>
+    where
+        F: for<'t> Fn(&'t mut Tx, Option<Encoded>) -> BoxFuture<'t, Result<Encoded, StepError>> + Send + Sync + 'static,
+    {
+        let schema = self.schema.clone();
+        let sql = format!(
+            "INSERT INTO {schema}.effect VALUES ('{name}', 1) ON CONFLICT (name) DO UPDATE SET count = effect.count + 1"
+        );
+        let then = Arc::new(then);
+        Job::new(id.clone(), op, LONG, move |tx, kept| {
+            let (sql, then) = (sql.clone(), then.clone());
+            Box::pin(async move {
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await?;
+                then(tx, kept).await
+            })
+        })
+    }
+
+    /// A command that is done, and replies with its name.
+    fn done(&self, id: &CommandId, name: &'static str) -> Job<Tx> {
+        self.job(id, Op::Do, name, move |_, _| Box::pin(async move { Ok(text(name)) }))
+    }
+
+    fn undo(&self, id: &CommandId, name: &'static str) -> Job<Tx> {
+        self.job(id, Op::Undo, name, |_, kept| {
+            Box::pin(async move { kept.map(|_| Encoded::null()).ok_or_else(|| StepError::fail("nothing was kept")) })
+        })
+    }
+
+    fn ending(&self, id: &CommandId, name: &'static str, error: fn() -> StepError) -> Job<Tx> {
+        self.job(id, Op::Do, name, move |_, _| Box::pin(async move { Err(error()) }))
+    }
+}
+
+fn text(text: &str) -> Encoded {
+    Encoded::of(&text).unwrap()
+}
+
+fn success(reply: &str) -> Answer {
+    Answer::Success(text(reply))
+}
+
+fn undone() -> Answer {
+    Answer::Success(Encoded::null())
+}
+
+fn id() -> CommandId {
+    CommandId { saga: SagaId::generate(), step: "reserve".into(), generation: 0 }
+}
+
+async fn one(inbox: &PgInbox, job: Job<Tx>) -> Answer {
+    timeout(LONG * 3, inbox.handle(&[job])).await.unwrap().unwrap().remove(0)
+}
+
+#[tokio::test]
+async fn a_command_that_comes_again_is_answered_again_and_not_done_again() {
+    let world = World::start().await;
+    let id = id();
+    assert_eq!(one(&world.inbox, world.done(&id, "first")).await, success("first"));
+    assert_eq!(one(&world.inbox, world.done(&id, "second")).await, success("first"));
+    assert_eq!((world.effects("first").await, world.effects("second").await), (1, 0));
+}
+
+#[tokio::test]
+async fn a_command_that_is_in_a_batch_twice_is_done_once() {
+    let world = World::start().await;
+    let id = id();
+    let batch = [world.done(&id, "first"), world.done(&id, "second")];
+    assert_eq!(world.inbox.handle(&batch).await.unwrap(), [success("first"), success("first")]);
+    assert_eq!((world.effects("first").await, world.effects("second").await), (1, 0));
+}
+
+#[tokio::test]
+async fn a_no_is_kept_without_what_was_written_before_it() {
+    let world = World::start().await;
+    let id = id();
+    let no = world.ending(&id, "a", || StepError::fail("out of stock"));
+    assert_eq!(one(&world.inbox, no).await, Answer::Fail("out of stock".into()));
+    assert_eq!(one(&world.inbox, world.done(&id, "a")).await, Answer::Fail("out of stock".into()));
+    assert_eq!((world.effects("a").await, world.rows().await), (0, 1));
+}
+
+#[tokio::test]
+async fn what_is_not_final_leaves_nothing_and_may_be_done_later() {
+    let world = World::start().await;
+    for error in [|| StepError::retry("busy"), || StepError::unknown("timed out")] {
+        let id = id();
+        let answer = one(&world.inbox, world.ending(&id, "a", error)).await;
+        assert!(matches!(answer, Answer::Retry(_) | Answer::Unknown(_)), "{answer:?}");
+        assert_eq!((world.effects("a").await, world.rows().await), (0, 0));
+        assert_eq!(one(&world.inbox, world.done(&id, "b")).await, success("b"));
+        world.sql("TRUNCATE {schema}.saga_inbox").await;
+    }
+    assert_eq!(world.effects("b").await, 2);
+}
+
+#[tokio::test]
+async fn an_undo_is_done_once_and_a_command_after_it_is_answered_as_before() {
+    let world = World::start().await;
+    let id = id();
+    one(&world.inbox, world.done(&id, "done")).await;
+    assert_eq!(one(&world.inbox, world.undo(&id, "undone")).await, undone());
+    assert_eq!(one(&world.inbox, world.undo(&id, "undone")).await, undone());
+    assert_eq!(one(&world.inbox, world.done(&id, "done")).await, success("done"));
+    assert_eq!((world.effects("done").await, world.effects("undone").await), (1, 1));
+}
+
+#[tokio::test]
+async fn an_undo_that_does_not_succeed_is_not_kept() {
+    let world = World::start().await;
+    let id = id();
+    one(&world.inbox, world.done(&id, "done")).await;
+    let failing = world.job(&id, Op::Undo, "undone", |_, _| Box::pin(async { Err(StepError::fail("not now")) }));
+    assert_eq!(one(&world.inbox, failing).await, Answer::Fail("not now".into()));
+    assert_eq!(world.effects("undone").await, 0);
+    assert_eq!(one(&world.inbox, world.undo(&id, "undone")).await, undone());
+    assert_eq!(world.effects("undone").await, 1);
+}
+
+#[tokio::test]
+async fn an_undo_without_its_command_does_nothing_and_the_command_is_refused_when_it_comes() {
+    let world = World::start().await;
+    let id = id();
+    assert_eq!(one(&world.inbox, world.undo(&id, "undone")).await, undone());
+    assert_eq!(one(&world.inbox, world.done(&id, "done")).await, Answer::undone());
+    assert_eq!(one(&world.inbox, world.undo(&id, "undone")).await, undone());
+    assert_eq!((world.effects("done").await, world.effects("undone").await), (0, 0));
+}
+
+#[tokio::test]
+async fn an_undo_of_what_failed_does_nothing() {
+    let world = World::start().await;
+    let id = id();
+    one(&world.inbox, world.ending(&id, "done", || StepError::fail("no"))).await;
+    assert_eq!(one(&world.inbox, world.undo(&id, "undone")).await, undone());
+    assert_eq!(one(&world.inbox, world.done(&id, "done")).await, Answer::Fail("no".into()));
+    assert_eq!(world.effects("undone").await, 0);
+}
+
+#[tokio::test]
+async fn command_undo_and_command_in_one_batch_happen_in_that_order() {
+    let world = World::start().await;
+    let (a, b) = (id(), id());
+    let batch = [
+        world.done(&a, "done"),
+        world.undo(&a, "undone"),
+        world.undo(&b, "undone"),
+        world.done(&b, "done"),
+        world.done(&a, "done"),
+    ];
+    let expected = [success("done"), undone(), undone(), Answer::undone(), success("done")];
+    assert_eq!(world.inbox.handle(&batch).await.unwrap(), expected);
+    assert_eq!((world.effects("done").await, world.effects("undone").await), (1, 1));
+}
+
+#[tokio::test]
+async fn another_generation_is_another_command() {
+    let world = World::start().await;
+    let first = id();
+    let second = CommandId { generation: 1, ..first.clone() };
+    one(&world.inbox, world.ending(&first, "a", || StepError::fail("no"))).await;
+    assert_eq!(one(&world.inbox, world.done(&second, "a")).await, success("a"));
+}
+
+/// A job that says when it is in its work, and waits there.
+fn held(world: &World, id: &CommandId, name: &'static str) -> (Job<Tx>, oneshot::Receiver<()>, Arc<Notify>) {
+    let (entered, inside) = oneshot::channel();
+    let (entered, go_on) = (std::sync::Mutex::new(Some(entered)), Arc::new(Notify::new()));
+    let gate = go_on.clone();
+    let entered = Arc::new(entered);
+    let job = world.job(id, Op::Do, name, move |_, _| {
+        let (entered, gate) = (entered.clone(), gate.clone());
+        Box::pin(async move {
+            let first = entered.lock().unwrap().take();
+            if let Some(entered) = first {
+                entered.send(()).unwrap();
+                gate.notified().await;
+            }
+            Ok(text(name))
+        })
+    });
+    (job, inside, go_on)
+}
+
+#[tokio::test]
+async fn two_nodes_that_have_a_command_at_once_do_it_once() {
+    let world = World::start().await;
+    let (id, other) = (id(), world.another_node().await);
+    let (slow, inside, go_on) = held(&world, &id, "slow");
+    let first = tokio::spawn({
+        let inbox = world.inbox.clone();
+        async move { one(&inbox, slow).await }
+    });
+    inside.await.unwrap();
+    let mut second = tokio::spawn({
+        let job = world.done(&id, "fast");
+        async move { one(&other, job).await }
+    });
+    assert!(timeout(Duration::from_millis(300), &mut second).await.is_err(), "it did not wait for the other node");
+    go_on.notify_one();
+    assert_eq!((first.await.unwrap(), second.await.unwrap()), (success("slow"), success("slow")));
+    assert_eq!((world.effects("slow").await, world.effects("fast").await), (1, 0));
+}
+
+#[tokio::test]
+async fn an_undo_waits_for_its_command_on_another_node_and_undoes_it() {
+    let world = World::start().await;
+    let (id, other) = (id(), world.another_node().await);
+    let (slow, inside, go_on) = held(&world, &id, "done");
+    let command = tokio::spawn({
+        let inbox = world.inbox.clone();
+        async move { one(&inbox, slow).await }
+    });
+    inside.await.unwrap();
+    let mut undo = tokio::spawn({
+        let job = world.undo(&id, "undone");
+        async move { one(&other, job).await }
+    });
+    assert!(timeout(Duration::from_millis(300), &mut undo).await.is_err(), "it did not wait for its command");
+    go_on.notify_one();
+    assert_eq!((command.await.unwrap(), undo.await.unwrap()), (success("done"), undone()));
+    assert_eq!((world.effects("done").await, world.effects("undone").await), (1, 1));
+}
+
+#[tokio::test]
+async fn a_node_that_dies_in_its_work_leaves_the_command_to_the_next() {
+    let world = World::start().await;
+    let (id, other) = (id(), world.another_node().await);
+    let (slow, inside, _) = held(&world, &id, "slow");
+    let dying = tokio::spawn({
+        let inbox = world.inbox.clone();
+        async move { one(&inbox, slow).await }
+    });
+    inside.await.unwrap();
+    dying.abort();
+    assert_eq!(one(&other, world.done(&id, "fast")).await, success("fast"));
+    assert_eq!((world.effects("slow").await, world.effects("fast").await), (0, 1));
+}
+
+/// The neighbours of `culprit` in its batch are done, once.
+async fn neighbours_are_done(world: &World, culprit: Job<Tx>, check: impl FnOnce(&Answer)) {
+    let batch = [world.done(&id(), "before"), culprit, world.done(&id(), "behind")];
+    let answers = timeout(LONG * 3, world.inbox.handle(&batch)).await.unwrap().unwrap();
+    check(&answers[1]);
+    assert_eq!((&answers[0], &answers[2]), (&success("before"), &success("behind")));
+    assert_eq!((world.effects("before").await, world.effects("behind").await), (1, 1));
+    assert_eq!(world.effects("culprit").await, 0);
+}
+
+fn unknown_because(words: &'static str) -> impl FnOnce(&Answer) {
+    move |answer| assert!(matches!(answer, Answer::Unknown(reason) if reason.contains(words)), "{answer:?}")
+}
+
+#[tokio::test]
+async fn a_job_that_fails_takes_nothing_of_its_neighbours_with_it() {
+    let world = World::start().await;
+    let culprit = world.ending(&id(), "culprit", || StepError::fail("no"));
+    neighbours_are_done(&world, culprit, |answer| assert_eq!(answer, &Answer::Fail("no".into()))).await;
+    assert_eq!(world.rows().await, 3);
+}
+
+#[tokio::test]
+async fn a_job_that_panics_takes_nothing_of_its_neighbours_with_it() {
+    let world = World::start().await;
+    let culprit = world.job(&id(), Op::Do, "culprit", |_, _| Box::pin(async { panic!("a bug") }));
+    neighbours_are_done(&world, culprit, unknown_because("it panicked: a bug")).await;
+    assert_eq!(world.rows().await, 2);
+}
+
+#[tokio::test]
+async fn a_job_that_takes_too_long_takes_nothing_of_its_neighbours_with_it() {
+    let world = World::start().await;
+    let culprit = Job::new(id(), Op::Do, Duration::from_millis(50), |tx: &mut Tx, _| {
+        Box::pin(async move {
+            sqlx::raw_sql("SELECT pg_sleep(600)").execute(tx).await?;
+            Ok(Encoded::null())
+        })
+    });
+    neighbours_are_done(&world, culprit, unknown_because("not done within 50ms")).await;
+}
+
+#[tokio::test]
+async fn a_job_that_passes_over_an_error_of_the_database_is_not_taken_for_done() {
+    let world = World::start().await;
+    let culprit = world.job(&id(), Op::Do, "culprit", |tx, _| {
+        Box::pin(async move {
+            let _ = sqlx::raw_sql("SELECT 1 / 0").execute(tx).await;
+            Ok(Encoded::null())
+        })
+    });
+    neighbours_are_done(&world, culprit, unknown_because("one of its statements had failed")).await;
+}
+
+#[tokio::test]
+async fn a_job_that_kills_its_connection_takes_nothing_of_its_neighbours_with_it() {
+    let world = World::start().await;
+    let culprit = world.job(&id(), Op::Do, "culprit", |tx, _| {
+        Box::pin(async move {
+            sqlx::raw_sql("SELECT pg_terminate_backend(pg_backend_pid())").execute(tx).await?;
+            Ok(Encoded::null())
+        })
+    });
+    neighbours_are_done(&world, culprit, unknown_because("its connection ended each time")).await;
+}
+
+#[tokio::test]
+async fn a_job_that_ends_the_transaction_is_told_not_to() {
+    let world = World::start().await;
+    for end in ["COMMIT", "ROLLBACK"] {
+        let job = world.job(&id(), Op::Do, "x", move |tx, _| {
+            Box::pin(async move {
+                sqlx::raw_sql(end).execute(tx).await?;
+                Ok(Encoded::null())
+            })
+        });
+        unknown_because("ended the transaction")(&one(&world.inbox, job).await);
+    }
+}
+
+#[tokio::test]
+async fn a_constraint_that_is_checked_at_the_commit_hits_its_own_job_alone() {
+    let world = World::start().await;
+    world.sql("CREATE TABLE {schema}.late (n int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED)").await;
+    let sql = format!("INSERT INTO {0}.late VALUES (1); INSERT INTO {0}.late VALUES (1)", world.schema);
+    let culprit = world.job(&id(), Op::Do, "culprit", move |tx, _| {
+        let sql = sql.clone();
+        Box::pin(async move {
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(tx).await?;
+            Ok(Encoded::null())
+        })
+    });
+    neighbours_are_done(&world, culprit, unknown_because("late_pkey")).await;
+}
+
+#[tokio::test]
+async fn batches_that_deadlock_over_the_participants_own_tables_are_all_done() {
+    let world = World::start().await;
+    world.sql("CREATE TABLE {schema}.stock (sku int PRIMARY KEY, free int); INSERT INTO {schema}.stock VALUES (1, 0), (2, 0)").await;
+    let take = |sku: i32| {
+        let sql = format!("UPDATE {}.stock SET free = free - 1 WHERE sku = {sku}", world.schema);
+        world.job(&id(), Op::Do, "taken", move |tx, _| {
+            let sql = sql.clone();
+            Box::pin(async move {
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(tx).await?;
+                Ok(Encoded::null())
+            })
+        })
+    };
+    // The one takes 1 and then 2, the other 2 and then 1, again and again.
+    let batches: Vec<Vec<Job<Tx>>> =
+        (0..20).map(|n| if n % 2 == 0 { vec![take(1), take(2)] } else { vec![take(2), take(1)] }).collect();
+    let work = batches.into_iter().map(|batch| {
+        let inbox = world.inbox.clone();
+        tokio::spawn(async move { inbox.handle(&batch).await.unwrap() })
+    });
+    for answers in futures::future::join_all(work).await {
+        assert_eq!(answers.unwrap(), vec![undone(); 2]);
+    }
+    assert_eq!(world.count("SELECT sum(free)::bigint FROM {schema}.stock").await, -40);
+    assert_eq!(world.effects("taken").await, 40);
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_counts_against_nobody() {
+    let world = World::start().await;
+    let nobody = sqlx::postgres::PgPoolOptions::new().acquire_timeout(Duration::from_millis(100));
+    let inbox = PgInbox::new(nobody.connect_lazy("postgres://nobody@127.0.0.1:1/nothing").unwrap());
+    let Err(Unavailable(_)) = inbox.handle(&[world.done(&id(), "a")]).await else { panic!("there is no database") };
+}
+
+#[tokio::test]
+async fn a_database_that_crashes_in_the_middle_of_a_batch_has_its_effects_once() {
+    let mut postgres = Postgres::private().await.unwrap();
+    let world = World::on(&postgres).await;
+    let (first, second) = (id(), id());
+    let (slow, inside, go_on) = held(&world, &second, "second");
+    let batch = [world.done(&first, "first"), slow];
+    let again = async {
+        loop {
+            match world.inbox.handle(&batch).await {
+                Ok(answers) if answers.iter().all(Answer::is_final) => return answers,
+                _ => {}
+            }
+        }
+    };
+    let crash = async {
+        inside.await.unwrap();
+        postgres.crash().await.unwrap();
+        go_on.notify_one();
+    };
+    let (answers, ()) = timeout(LONG, async { tokio::join!(again, crash) }).await.unwrap();
+    assert_eq!(answers, [success("first"), success("second")]);
+    assert_eq!((world.effects("first").await, world.effects("second").await), (1, 1));
+}
+
+#[tokio::test]
+async fn connections_that_are_cut_at_any_moment_neither_lose_nor_repeat_an_effect() {
+    let postgres = Postgres::private().await.unwrap();
+    let world = World::on(&postgres).await;
+    let killer = tokio::spawn({
+        let pool = PgPool::connect(&world.url).await.unwrap();
+        let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                   WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' AND xact_start IS NOT NULL";
+        async move {
+            let mut cut = 0;
+            loop {
+                let killed: Result<i64, _> = sqlx::query_scalar(sql).fetch_one(&pool).await;
+                cut += killed.unwrap_or(0);
+                if cut >= 60 {
+                    return cut;
+                }
+                tokio::time::sleep(Duration::from_millis(7)).await;
+            }
+        }
+    });
+    let mut handled = 0;
+    while !killer.is_finished() {
+        let ids: Vec<CommandId> = (0..10).map(|_| id()).collect();
+        // The answers are lost to the caller now and then as well, and the same batch comes again.
+        for _ in 0..2 {
+            loop {
+                let batch: Vec<Job<Tx>> = ids.iter().map(|id| world.done(id, "counted")).collect();
+                match world.inbox.handle(&batch).await {
+                    Ok(answers) if answers.iter().all(Answer::is_final) => break,
+                    _ => {}
+                }
+            }
+        }
+        handled += 10;
+    }
+    assert!(killer.await.unwrap() >= 60);
+    assert_eq!(world.effects("counted").await, handled);
+    assert_eq!(world.rows().await, handled);
+}
+
+#[tokio::test]
+async fn what_is_old_is_forgotten_and_what_is_young_is_not() {
+    let world = World::start().await;
+    let batch: Vec<Job<Tx>> = (0..120).map(|_| world.done(&id(), "a")).collect();
+    world.inbox.handle(&batch).await.unwrap();
+    world.sql("UPDATE {schema}.saga_inbox SET received_at = now() - interval '8 days'").await;
+    one(&world.inbox, world.done(&id(), "a")).await;
+    assert_eq!(world.inbox.prune(Duration::from_secs(7 * 24 * 3600)).await.unwrap(), 120);
+    assert_eq!(world.rows().await, 1);
+}
+
+#[tokio::test]
+async fn without_its_tables_it_says_what_to_do() {
+    let postgres = testing::shared().await.unwrap();
+    let pool = PgPool::connect(&postgres.url()).await.unwrap();
+    let inbox = PgInbox::in_schema(pool, "not_there").unwrap();
+    let job = Job::new(id(), Op::Do, LONG, |_: &mut Tx, _| Box::pin(async { Ok(Encoded::null()) }));
+    let Err(Unavailable(reason)) = inbox.handle(&[job]).await else { panic!("there are no tables") };
+    assert!(reason.contains("was `PgInbox::migrate` run on this database?"), "{reason}");
+}
