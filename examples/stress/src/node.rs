@@ -41,7 +41,8 @@ pub struct Places {
 
 /// The way to the broker.
 pub fn transport(brokers: &str) -> Result<Arc<dyn Transport>> {
-    Ok(Arc::new(KafkaTransport::new(brokers)?))
+    // A node that was killed is found out soon: there will be many.
+    Ok(Arc::new(KafkaTransport::builder(brokers).set_consumer("session.timeout.ms", "6000").build()?))
 }
 
 /// The engine as all of its nodes have it.
@@ -58,6 +59,8 @@ pub async fn inbox(places: &Places) -> Result<PgInbox> {
 
 /// Runs until it is told to stop.
 pub async fn run(role: Role, places: &Places) -> Result<()> {
+    // Handlers panic on purpose here.
+    std::panic::set_hook(Box::new(|_| ()));
     let transport = transport(&places.brokers)?;
     let mut terminate = signal(SignalKind::terminate())?;
     match role {
