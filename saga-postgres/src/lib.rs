@@ -43,6 +43,7 @@
 mod error;
 mod hints;
 mod migrations;
+pub mod outbox;
 mod queries;
 mod store;
 #[cfg(all(feature = "testing", unix))]
@@ -50,5 +51,6 @@ pub mod testing;
 mod transaction;
 
 pub use error::SetupError;
+pub use outbox::PgOutbox;
 pub use store::{PgStore, PgStoreOptions};
 pub use transaction::InTransaction;

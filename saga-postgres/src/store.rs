@@ -70,14 +70,7 @@ impl PgStoreOptions {
     /// # Errors
     /// [`SetupError::SchemaName`]; [`SetupError::Postgres`] when there is no connection to be had.
     pub async fn connect(self) -> Result<PgStore, SetupError> {
-        let wellformed = |name: &str| {
-            name.len() <= 40
-                && name.starts_with(|c: char| c.is_ascii_lowercase())
-                && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
-        };
-        if !wellformed(&self.schema) {
-            return Err(SetupError::SchemaName(self.schema));
-        }
+        migrations::check_name(&self.schema)?;
         // A lock that somebody's open transaction holds must not hold up a batch; a statement that nobody waits for must end. Statements are planned once
         // for a connection, by indexes: a plan made while the tables were empty has to be right when they are large. Where there is no index (the handful of workers) the
         // price that this puts on a scan would have it compiled, for a fifth of a second.
