@@ -6,7 +6,7 @@ use std::{
     collections::HashSet,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -20,6 +20,7 @@ pub(crate) struct Broker {
     /// Answers, not publications, wait for a permit.
     answers: Semaphore,
     calls: AtomicUsize,
+    panic: AtomicBool,
     limit: usize,
 }
 
@@ -31,7 +32,7 @@ impl Broker {
     pub(crate) fn of(limit: usize) -> Arc<Self> {
         let answers = Semaphore::new(Semaphore::MAX_PERMITS);
         let (log, rule) = (Mutex::default(), Mutex::new(Box::new(|_: &Outgoing| Ok(())) as Rule));
-        Arc::new(Self { log, rule, answers, calls: AtomicUsize::new(0), limit })
+        Arc::new(Self { log, rule, answers, calls: AtomicUsize::new(0), panic: AtomicBool::new(false), limit })
     }
 
     /// From now on it decides like this.
@@ -50,6 +51,10 @@ impl Broker {
 
     pub(crate) fn answer(&self) {
         self.answers.add_permits(1_000_000);
+    }
+
+    pub(crate) fn panic_at_the_next_call(&self) {
+        self.panic.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn calls(&self) -> usize {
@@ -98,6 +103,7 @@ pub(crate) fn first_occurrences(numbers: Vec<u64>) -> Vec<u64> {
 impl Transport for Broker {
     async fn publish(&self, batch: &[Outgoing]) -> Vec<Result<(), PublishError>> {
         self.calls.fetch_add(1, Ordering::SeqCst);
+        assert!(!self.panic.swap(false, Ordering::SeqCst), "as it was told to");
         let answers = {
             let (mut log, mut rule) = (self.log.lock().unwrap(), self.rule.lock().unwrap());
             let mut waiting = HashSet::new();
