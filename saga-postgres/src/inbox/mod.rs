@@ -2,7 +2,7 @@
 
 mod batch;
 
-use crate::{SetupError, error::meaning_of, migrations, queries::Queries, store::check_schema};
+use crate::{SetupError, error::meaning_of, migrations, queries::Queries};
 use async_trait::async_trait;
 use batch::Trouble;
 use saga_core::{
@@ -88,7 +88,7 @@ impl PgInbox {
     /// # Errors
     /// [`SetupError::SchemaName`].
     pub fn in_schema(pool: PgPool, schema: &str) -> Result<Self, SetupError> {
-        check_schema(schema)?;
+        migrations::check_name(schema)?;
         Ok(Self::build(pool, schema, |_, sql| sql))
     }
 
