@@ -1,8 +1,8 @@
 //! How the saga calls a participant, and what the answers mean.
 
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
-use saga_core::{Class, OrClass, StepError};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use saga_core::{Class, OrClass, StepError, participant::Command};
+use serde::{Deserialize, de::DeserializeOwned};
 
 pub struct Participant {
     http: Client,
@@ -14,23 +14,10 @@ impl Participant {
         Self { http: Client::new(), url: url.into() }
     }
 
-    /// A command, and the answer to it.
-    pub async fn command<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        key: &str,
-        body: &impl Serialize,
-    ) -> Result<T, StepError> {
-        answer(self.post(path, key).json(body)).await
-    }
-
-    /// The undo of the command that was, or will be, sent with this key.
-    pub async fn undo(&self, path: &str, key: &str) -> Result<(), StepError> {
-        answer(self.post(path, key)).await
-    }
-
-    fn post(&self, path: &str, key: &str) -> RequestBuilder {
-        self.http.post(format!("{}{path}", self.url)).header("Idempotency-Key", key)
+    /// A command and the answer to it, or its undo, which has the same key.
+    pub async fn command<C: Command>(&self, path: &str, key: &str, command: &C) -> Result<C::Reply, StepError> {
+        let request = self.http.post(format!("{}{path}", self.url)).header("Idempotency-Key", key);
+        answer(request.json(command)).await
     }
 }
 

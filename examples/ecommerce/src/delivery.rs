@@ -2,17 +2,20 @@
 
 use crate::{
     Result,
-    barrier::{self, Command},
-    service::{Answer, IdempotencyKey, Problem, done},
+    service::{self, Place, Problem, command},
 };
-use axum::{
-    Json, Router,
-    extract::State,
-    routing::{get, post},
+use axum::{Json, Router, extract::State, routing::get};
+use saga_core::{
+    StepError,
+    message::Op,
+    participant::{Command, CommandCx, Participant},
 };
+use saga_postgres::PgInbox;
 use serde::{Deserialize, Serialize};
-use sqlx::PgPool;
-use uuid::Uuid;
+use sqlx::{PgConnection, PgPool};
+
+/// The service's name.
+pub const NAME: &str = "delivery";
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS delivery (
@@ -21,19 +24,27 @@ const SCHEMA: &str = "
         user_id   bigint NOT NULL
     )";
 
-pub async fn router(database: &str) -> Result<Router> {
-    let db = PgPool::connect(database).await?;
-    sqlx::raw_sql(barrier::TABLE).execute(&db).await?;
+pub async fn serve(place: &Place) -> Result<()> {
+    let db = PgPool::connect(&place.database).await?;
+    let inbox = PgInbox::new(db.clone());
+    inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
-    Ok(Router::new().route("/deliveries", post(start)).route("/books", get(books)).with_state(db))
+    let router =
+        Router::new().route("/deliveries", command(&inbox, Op::Do, start)).route("/books", get(books)).with_state(db);
+    service::take_part(place, router, Participant::new(NAME, inbox, ()).on(start)).await
 }
 
 /// What the order saga asks for.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Start {
-    pub order_id: Uuid,
+pub struct StartDelivery {
     pub user_id: i64,
+}
+
+impl Command for StartDelivery {
+    const TYPE: &'static str = "delivery.start.v1";
+    const TOPIC: &'static str = "delivery.commands";
+    type Reply = Started;
 }
 
 /// What it gets.
@@ -42,20 +53,16 @@ pub struct Started {
     pub delivery: i64,
 }
 
-async fn start(State(db): State<PgPool>, key: IdempotencyKey, Json(parcel): Json<Start>) -> Result<Answer, Problem> {
-    let mut tx = match barrier::command(&db, &key).await? {
-        Command::First(tx) => tx,
-        Command::Again(answer) => return Ok(answer),
-    };
+async fn start(cx: CommandCx<()>, db: &mut PgConnection, parcel: StartDelivery) -> Result<Started, StepError> {
     let delivery = sqlx::query_scalar("INSERT INTO delivery (order_id, user_id) VALUES ($1, $2) RETURNING id")
-        .bind(parcel.order_id)
+        .bind(cx.saga_id().as_uuid())
         .bind(parcel.user_id)
-        .fetch_one(&mut *tx)
+        .fetch_one(db)
         .await?;
-    barrier::answer(tx, &key, done(&Started { delivery })).await
+    Ok(Started { delivery })
 }
 
-/// No constraint keeps two deliveries for one order apart: that is the barrier's work, and the books would show it.
+/// No constraint keeps two deliveries for one order apart: that is the inbox's work, and the books would show it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Books {
     pub deliveries: i64,

@@ -2,20 +2,27 @@
 
 use crate::{
     Result,
-    barrier::{self, Command},
-    service::{Answer, IdempotencyKey, Problem, done, refused},
+    service::{self, Place, Problem, command},
 };
 use axum::{
     Json, Router,
     extract::{Path, State},
     http::StatusCode,
-    routing::{get, post},
+    routing::get,
 };
+use saga_core::{
+    StepError,
+    message::Op,
+    participant::{Command, CommandCx, Participant},
+};
+use saga_postgres::PgInbox;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 use std::num::NonZeroU32;
-use uuid::Uuid;
+
+/// The service's name.
+pub const NAME: &str = "inventory";
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS stock (
@@ -24,33 +31,38 @@ const SCHEMA: &str = "
         quantity    bigint NOT NULL CHECK (quantity >= 0)  -- what is left of it
     );
     CREATE TABLE IF NOT EXISTS reservation (
-        key         text PRIMARY KEY,
-        order_id    uuid NOT NULL,
+        order_id    uuid PRIMARY KEY,
         product_id  bigint NOT NULL,
-        quantity    bigint NOT NULL CHECK (quantity > 0),
-        released    boolean NOT NULL DEFAULT false
+        quantity    bigint NOT NULL CHECK (quantity > 0)
     );
     INSERT INTO stock VALUES (1, 5, 5), (2, 1, 1) ON CONFLICT DO NOTHING";
 
-pub async fn router(database: &str) -> Result<Router> {
-    let db = PgPool::connect(database).await?;
-    sqlx::raw_sql(barrier::TABLE).execute(&db).await?;
+pub async fn serve(place: &Place) -> Result<()> {
+    let db = PgPool::connect(&place.database).await?;
+    let inbox = PgInbox::new(db.clone());
+    inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
-    Ok(Router::new()
-        .route("/reservations", post(reserve))
-        .route("/reservations/release", post(release))
+    let router = Router::new()
+        .route("/reservations", command(&inbox, Op::Do, reserve))
+        .route("/reservations/release", command(&inbox, Op::Undo, release))
         .route("/inventory/{product}", get(inventory))
         .route("/books", get(books))
-        .with_state(db))
+        .with_state(db);
+    service::take_part(place, router, Participant::new(NAME, inbox, ()).on(reserve).on_undo(release)).await
 }
 
 /// What the order saga asks for.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Reserve {
-    pub order_id: Uuid,
+pub struct ReserveStock {
     pub product_id: i64,
     pub quantity: NonZeroU32,
+}
+
+impl Command for ReserveStock {
+    const TYPE: &'static str = "inventory.reserve.v1";
+    const TOPIC: &'static str = "inventory.commands";
+    type Reply = Reserved;
 }
 
 /// What it gets.
@@ -59,47 +71,45 @@ pub struct Reserved {
     pub units: u32,
 }
 
-async fn reserve(
-    State(db): State<PgPool>,
-    key: IdempotencyKey,
-    Json(wanted): Json<Reserve>,
-) -> Result<Answer, Problem> {
-    let mut tx = match barrier::command(&db, &key).await? {
-        Command::First(tx) => tx,
-        Command::Again(answer) => return Ok(answer),
-    };
+async fn reserve(cx: CommandCx<()>, db: &mut PgConnection, wanted: ReserveStock) -> Result<Reserved, StepError> {
     let quantity = i64::from(wanted.quantity.get());
     let taken = sqlx::query("UPDATE stock SET quantity = quantity - $2 WHERE product_id = $1 AND quantity >= $2")
         .bind(wanted.product_id)
         .bind(quantity)
-        .execute(&mut *tx)
+        .execute(&mut *db)
         .await?;
     if taken.rows_affected() == 0 {
-        return barrier::answer(tx, &key, refused("out of stock")).await;
+        return Err(StepError::fail("out of stock"));
     }
-    sqlx::query("INSERT INTO reservation (key, order_id, product_id, quantity) VALUES ($1, $2, $3, $4)")
-        .bind(&key.0)
-        .bind(wanted.order_id)
+    sqlx::query("INSERT INTO reservation (order_id, product_id, quantity) VALUES ($1, $2, $3)")
+        .bind(cx.saga_id().as_uuid())
         .bind(wanted.product_id)
         .bind(quantity)
-        .execute(&mut *tx)
+        .execute(db)
         .await?;
-    barrier::answer(tx, &key, done(&Reserved { units: wanted.quantity.get() })).await
+    Ok(Reserved { units: wanted.quantity.get() })
 }
 
-/// Undoes the reservation that was made, or is still to come, under this key.
-async fn release(State(db): State<PgPool>, key: IdempotencyKey) -> Result<Answer, Problem> {
-    if let Some(mut tx) = barrier::undo(&db, &key).await? {
-        sqlx::query(
-            "WITH gone AS (UPDATE reservation SET released = true WHERE key = $1 RETURNING product_id, quantity)
-             UPDATE stock SET quantity = stock.quantity + gone.quantity FROM gone WHERE stock.product_id = gone.product_id",
-        )
-        .bind(&key.0)
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
-    }
-    Ok(done(&()))
+/// The undo of [`ReserveStock`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReleaseStock {}
+
+impl Command for ReleaseStock {
+    const TYPE: &'static str = "inventory.release.v1";
+    const TOPIC: &'static str = ReserveStock::TOPIC;
+    type Reply = ();
+}
+
+/// Only called if there is a reservation, and once.
+async fn release(cx: CommandCx<()>, db: &mut PgConnection, _: ReleaseStock) -> Result<(), StepError> {
+    sqlx::query(
+        "WITH gone AS (DELETE FROM reservation WHERE order_id = $1 RETURNING product_id, quantity)
+         UPDATE stock SET quantity = stock.quantity + gone.quantity FROM gone WHERE stock.product_id = gone.product_id",
+    )
+    .bind(cx.saga_id().as_uuid())
+    .execute(db)
+    .await?;
+    Ok(())
 }
 
 async fn inventory(State(db): State<PgPool>, Path(product): Path<i64>) -> Result<Json<Value>, Problem> {
@@ -122,7 +132,7 @@ pub struct Books {
 async fn books(State(db): State<PgPool>) -> Result<Json<Books>, Problem> {
     let (delivered, left, reserved) = sqlx::query_as(
         "SELECT sum(delivered)::bigint, sum(quantity)::bigint,
-                (SELECT coalesce(sum(quantity), 0)::bigint FROM reservation WHERE NOT released)
+                (SELECT coalesce(sum(quantity), 0)::bigint FROM reservation)
          FROM stock",
     )
     .fetch_one(&db)

@@ -2,12 +2,14 @@
 
 #![allow(unreachable_pub, reason = "a program has nobody outside")]
 
-mod barrier;
+mod account;
 mod books;
+mod broker;
 mod client;
 mod databases;
 mod delivery;
 mod inventory;
+mod opening;
 mod order;
 mod payment;
 mod process;
@@ -15,8 +17,8 @@ mod saga;
 mod serve;
 mod service;
 mod tour;
-mod wire;
 
+use broker::Way;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -33,9 +35,11 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Three orders with three fates, then the books (the default).
-    Tour,
+    Tour(Transport),
     /// Keeps the shop open, and prints where everything listens.
     Serve {
+        #[command(flatten)]
+        transport: Transport,
         /// The services listen at this port + 2, 4, 5 and 6; 0 is for any free ports.
         #[arg(long, default_value_t = 8080, value_parser = clap::value_parser!(u16).range(..65_000))]
         port_base: u16,
@@ -50,6 +54,13 @@ enum Command {
     /// One service, as a process of its own.
     #[command(subcommand)]
     Service(Service),
+}
+
+#[derive(Debug, clap::Args)]
+struct Transport {
+    /// How commands get to the services. Kafka is the one in KAFKA_BROKERS, else a mock in this process.
+    #[arg(long = "transport", value_enum, default_value_t = Way::Kafka)]
+    way: Way,
 }
 
 #[derive(Subcommand)]
@@ -69,7 +80,7 @@ enum Service {
 async fn main() -> ExitCode {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,sqlx=error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match run(Arguments::parse().command.unwrap_or(Command::Tour)).await {
+    match run(Arguments::parse().command.unwrap_or(Command::Tour(Transport { way: Way::Kafka }))).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -80,18 +91,12 @@ async fn main() -> ExitCode {
 
 async fn run(command: Command) -> Result<()> {
     match command {
-        Command::Tour => tour::tour().await,
-        Command::Serve { port_base } => serve::serve(port_base).await,
+        Command::Tour(transport) => tour::tour(transport.way).await,
+        Command::Serve { transport, port_base } => serve::serve(transport.way, port_base).await,
         Command::Books { order, others } => books::close(&order, &others).await,
         Command::Service(Service::Order { place, participants }) => order::serve(&place, participants).await,
-        Command::Service(Service::Inventory(place)) => {
-            service::serve(inventory::router(&place.database).await?, &place).await
-        }
-        Command::Service(Service::Payment(place)) => {
-            service::serve(payment::router(&place.database).await?, &place).await
-        }
-        Command::Service(Service::Delivery(place)) => {
-            service::serve(delivery::router(&place.database).await?, &place).await
-        }
+        Command::Service(Service::Inventory(place)) => inventory::serve(&place).await,
+        Command::Service(Service::Payment(place)) => payment::serve(&place).await,
+        Command::Service(Service::Delivery(place)) => delivery::serve(&place).await,
     }
 }

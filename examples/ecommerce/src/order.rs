@@ -3,8 +3,8 @@
 use crate::{
     Result,
     client::Participant,
-    saga::{OrderSaga, PlaceOrder, Shop},
-    service::{self, IdempotencyKey, Place, Problem},
+    saga::{OrderSaga, OrderSagaOverKafka, PlaceOrder, Shop},
+    service::{self, Place, Problem, idempotency_key},
 };
 use axum::{
     Json, Router,
@@ -12,14 +12,16 @@ use axum::{
     http::{HeaderMap, StatusCode},
     routing::{get, post},
 };
-use saga_core::{Engine, Outcome, SagaId, Sagas, Started, machine::Status};
+use saga_core::{Engine, Outcome, SagaId, Sagas, machine::Status};
 use saga_postgres::{InTransaction, PgStore};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sqlx::PgPool;
-use std::time::Duration;
+use sqlx::{PgConnection, PgPool};
+use std::{sync::Arc, time::Duration};
 use uuid::Uuid;
 
+/// The service's name.
+pub const NAME: &str = "order";
 /// How long after the death of a process another one takes over its orders.
 const LEASE: Duration = Duration::from_secs(2);
 
@@ -58,23 +60,26 @@ pub async fn serve(place: &Place, participants: Participants) -> Result<()> {
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
     let store = PgStore::connect(&place.database).await?;
     store.migrate().await?;
-    let shop = Shop {
+    let shop = Arc::new(Shop {
         orders: db.clone(),
         inventory: Participant::at(participants.inventory),
         payment: Participant::at(participants.payment),
         delivery: Participant::at(participants.delivery),
-    };
-    let engine = Engine::builder(store.clone())
-        .register::<OrderSaga>(shop)?
-        .configure(|config| config.lease = LEASE)
-        .start()
-        .await?;
+    });
+    let kafka = place.broker.transport()?;
+    let over_kafka = kafka.is_some();
+    let mut engine = Engine::builder(store.clone()).register::<OrderSaga>(shop.clone())?;
+    if let Some(kafka) = kafka {
+        engine = engine.transport(NAME, kafka).register::<OrderSagaOverKafka>(shop)?;
+    }
+    let engine = engine.configure(|config| config.lease = LEASE).start().await?;
+    let sagas = OrderSagas { over_http: engine.sagas(), over_kafka: engine.sagas(), new_ones_over_kafka: over_kafka };
     let router = Router::new()
         .route("/orders", post(submit).get(of_user))
         .route("/orders/{id}", get(one))
         .route("/orders/{id}/history", get(history))
         .route("/books", get(books))
-        .with_state(Orders { db, store, sagas: engine.sagas() });
+        .with_state(Orders { db, store, sagas });
     service::serve(router, place).await?;
     engine.shutdown(Duration::from_secs(5)).await;
     Ok(())
@@ -84,7 +89,49 @@ pub async fn serve(place: &Place, participants: Participants) -> Result<()> {
 struct Orders {
     db: PgPool,
     store: PgStore,
-    sagas: Sagas<OrderSaga>,
+    sagas: OrderSagas,
+}
+
+/// The orders of both versions of the saga. One that began over HTTP ends over HTTP, also in a shop that has Kafka by now.
+#[derive(Clone)]
+struct OrderSagas {
+    over_http: Sagas<OrderSaga>,
+    over_kafka: Sagas<OrderSagaOverKafka>,
+    new_ones_over_kafka: bool,
+}
+
+impl OrderSagas {
+    /// Says which saga it is, and whether it is new.
+    async fn submit(
+        &self,
+        store: &PgStore,
+        tx: &mut PgConnection,
+        key: &str,
+        order: PlaceOrder,
+    ) -> Result<(SagaId, bool), saga_core::Error> {
+        Ok(match self.new_ones_over_kafka {
+            true => self.over_kafka.submit_in(store, tx, key, order).await.map(|saga| (saga.id(), saga.is_new()))?,
+            false => self.over_http.submit_in(store, tx, key, order).await.map(|saga| (saga.id(), saga.is_new()))?,
+        })
+    }
+
+    async fn status(&self, saga: SagaId) -> Result<Status, saga_core::Error> {
+        self.over_http.get(saga).status().await
+    }
+
+    async fn outcome(&self, saga: SagaId) -> Result<Outcome<()>, saga_core::Error> {
+        match self.over_kafka.get(saga).outcome().await {
+            Err(saga_core::Error::WrongDefinition { .. }) => self.over_http.get(saga).outcome().await,
+            known => known,
+        }
+    }
+
+    async fn history(&self, saga: SagaId) -> Result<String, saga_core::Error> {
+        match self.over_kafka.get(saga).history().await {
+            Err(saga_core::Error::WrongDefinition { .. }) => Ok(self.over_http.get(saga).history().await?.to_string()),
+            known => Ok(known?.to_string()),
+        }
+    }
 }
 
 /// Answers as soon as the order is durable, and its saga with it; what comes of it is told by `GET /orders/{id}`. With a key
@@ -94,15 +141,15 @@ async fn submit(
     headers: HeaderMap,
     Json(order): Json<PlaceOrder>,
 ) -> Result<(StatusCode, Json<Value>), Problem> {
-    let key = IdempotencyKey::of(&headers).map_or_else(|| Uuid::now_v7().to_string(), |key| key.0);
+    let key = idempotency_key(&headers).map_or_else(|| Uuid::now_v7().to_string(), Into::into);
     let mut tx = db.begin().await?;
-    let saga = sagas.submit_in(&store, &mut tx, &key, order.clone()).await?;
-    if saga.is_new() {
+    let (saga, is_new) = sagas.submit(&store, &mut tx, &key, order.clone()).await?;
+    if is_new {
         let placed = sqlx::query(
             "INSERT INTO orders (id, user_id, product_id, product, unit_price, quantity, total, state)
              SELECT $1, $2, id, name, price, $4, price * $4, 'PENDING' FROM product WHERE id = $3",
         )
-        .bind(saga.id().as_uuid())
+        .bind(saga.as_uuid())
         .bind(order.user_id)
         .bind(order.product_id)
         .bind(i64::from(order.quantity.get()))
@@ -114,26 +161,26 @@ async fn submit(
     }
     tx.commit().await?;
     store.wake();
-    Ok((StatusCode::ACCEPTED, look_up(&db, &saga).await?))
+    Ok((StatusCode::ACCEPTED, look_up(&db, &sagas, saga).await?))
 }
 
 async fn one(State(orders): State<Orders>, Path(id): Path<Uuid>) -> Result<Json<Value>, Problem> {
-    look_up(&orders.db, &orders.sagas.get(id.into())).await
+    look_up(&orders.db, &orders.sagas, id.into()).await
 }
 
 /// An order, where its saga stands, and why it was cancelled if it was.
-async fn look_up(db: &PgPool, saga: &Started<OrderSaga>) -> Result<Json<Value>, Problem> {
+async fn look_up(db: &PgPool, sagas: &OrderSagas, saga: SagaId) -> Result<Json<Value>, Problem> {
     let row: Option<Row> = sqlx::query_as(
         "SELECT id, user_id, product_id, product, unit_price, quantity, total, state FROM orders WHERE id = $1",
     )
-    .bind(saga.id().as_uuid())
+    .bind(saga.as_uuid())
     .fetch_optional(db)
     .await?;
     let mut order = told(row.ok_or(Problem::new(StatusCode::NOT_FOUND, "there is no such order"))?);
-    let status = saga.status().await?;
+    let status = sagas.status(saga).await?;
     order["saga"] = format!("{status:?}").into();
     if status == Status::RolledBack
-        && let Outcome::RolledBack(why) = saga.outcome().await?
+        && let Outcome::RolledBack(why) = sagas.outcome(saga).await?
     {
         order["reason"] = why.reason.into();
     }
@@ -141,7 +188,7 @@ async fn look_up(db: &PgPool, saga: &Started<OrderSaga>) -> Result<Json<Value>, 
 }
 
 async fn history(State(orders): State<Orders>, Path(id): Path<Uuid>) -> Result<String, Problem> {
-    Ok(orders.sagas.get(id.into()).history().await?.to_string())
+    Ok(orders.sagas.history(id.into()).await?)
 }
 
 #[derive(Deserialize)]

@@ -2,19 +2,26 @@
 
 use crate::{
     Result,
-    barrier::{self, Command},
-    service::{Answer, IdempotencyKey, Problem, done, refused},
+    service::{self, Place, Problem, command},
 };
 use axum::{
     Json, Router,
     extract::{Path, State},
     http::StatusCode,
-    routing::{get, post},
+    routing::get,
 };
+use saga_core::{
+    StepError,
+    message::Op,
+    participant::{Command, CommandCx, Participant},
+};
+use saga_postgres::PgInbox;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sqlx::PgPool;
-use uuid::Uuid;
+use sqlx::{PgConnection, PgPool};
+
+/// The service's name.
+pub const NAME: &str = "payment";
 
 /// User 2 is the one who cannot pay.
 const SCHEMA: &str = "
@@ -24,7 +31,7 @@ const SCHEMA: &str = "
         balance  bigint NOT NULL CHECK (balance >= 0)
     );
     CREATE TABLE IF NOT EXISTS payment (
-        key       text PRIMARY KEY,
+        id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         order_id  uuid NOT NULL,
         user_id   bigint NOT NULL,
         amount    bigint NOT NULL CHECK (amount > 0)
@@ -32,24 +39,31 @@ const SCHEMA: &str = "
     INSERT INTO account SELECT id, 20000000, 20000000 FROM generate_series(1, 100) id WHERE id <> 2 ON CONFLICT DO NOTHING;
     INSERT INTO account VALUES (2, 1000000, 1000000) ON CONFLICT DO NOTHING";
 
-pub async fn router(database: &str) -> Result<Router> {
-    let db = PgPool::connect(database).await?;
-    sqlx::raw_sql(barrier::TABLE).execute(&db).await?;
+pub async fn serve(place: &Place) -> Result<()> {
+    let db = PgPool::connect(&place.database).await?;
+    let inbox = PgInbox::new(db.clone());
+    inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
-    Ok(Router::new()
-        .route("/payments", post(charge))
+    let router = Router::new()
+        .route("/payments", command(&inbox, Op::Do, charge))
         .route("/accounts/{user}", get(account))
         .route("/books", get(books))
-        .with_state(db))
+        .with_state(db);
+    service::take_part(place, router, Participant::new(NAME, inbox, ()).on(charge)).await
 }
 
 /// What the order saga asks for.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Charge {
-    pub order_id: Uuid,
+pub struct ChargePayment {
     pub user_id: i64,
     pub amount: i64,
+}
+
+impl Command for ChargePayment {
+    const TYPE: &'static str = "payment.charge.v1";
+    const TOPIC: &'static str = "payment.commands";
+    type Reply = Charged;
 }
 
 /// What it gets.
@@ -58,27 +72,22 @@ pub struct Charged {
     pub amount: i64,
 }
 
-async fn charge(State(db): State<PgPool>, key: IdempotencyKey, Json(due): Json<Charge>) -> Result<Answer, Problem> {
-    let mut tx = match barrier::command(&db, &key).await? {
-        Command::First(tx) => tx,
-        Command::Again(answer) => return Ok(answer),
-    };
+async fn charge(cx: CommandCx<()>, db: &mut PgConnection, due: ChargePayment) -> Result<Charged, StepError> {
     let paid = sqlx::query("UPDATE account SET balance = balance - $2 WHERE user_id = $1 AND balance >= $2")
         .bind(due.user_id)
         .bind(due.amount)
-        .execute(&mut *tx)
+        .execute(&mut *db)
         .await?;
     if paid.rows_affected() == 0 {
-        return barrier::answer(tx, &key, refused("payment declined")).await;
+        return Err(StepError::fail("payment declined"));
     }
-    sqlx::query("INSERT INTO payment (key, order_id, user_id, amount) VALUES ($1, $2, $3, $4)")
-        .bind(&key.0)
-        .bind(due.order_id)
+    sqlx::query("INSERT INTO payment (order_id, user_id, amount) VALUES ($1, $2, $3)")
+        .bind(cx.saga_id().as_uuid())
         .bind(due.user_id)
         .bind(due.amount)
-        .execute(&mut *tx)
+        .execute(db)
         .await?;
-    barrier::answer(tx, &key, done(&Charged { amount: due.amount })).await
+    Ok(Charged { amount: due.amount })
 }
 
 async fn account(State(db): State<PgPool>, Path(user): Path<i64>) -> Result<Json<Value>, Problem> {

@@ -1,6 +1,7 @@
 //! A service as a process of its own: this very program, called as `ecommerce service <name>`.
 
 use crate::Result;
+use rustix::process::{Pid, Signal, kill_process};
 use std::{
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -15,18 +16,17 @@ pub struct Process {
     pub name: &'static str,
     pub url: String,
     pub database: String,
-    peers: Vec<String>,
+    arguments: Vec<String>,
     child: Child,
     /// It stops when this is closed, also by our death.
     stdin: Option<ChildStdin>,
 }
 
 impl Process {
-    /// Starts a service and waits until it listens: on this port, or on any free one if it is 0. It knows others by their URLs.
-    pub async fn start(name: &'static str, port: u16, database: String, peers: &[(&str, &str)]) -> Result<Self> {
-        let peers = peers.iter().map(|(name, url)| format!("--{name}={url}")).collect();
-        let (child, stdin, url) = spawn(name, &format!("127.0.0.1:{port}"), &database, &peers).await?;
-        Ok(Self { name, url, database, peers, child, stdin })
+    /// Starts a service and waits until it listens: on this port, or on any free one if it is 0.
+    pub async fn start(name: &'static str, port: u16, database: String, arguments: Vec<String>) -> Result<Self> {
+        let (child, stdin, url) = spawn(name, &format!("127.0.0.1:{port}"), &database, &arguments).await?;
+        Ok(Self { name, url, database, arguments, child, stdin })
     }
 
     pub fn id(&self) -> u32 {
@@ -38,10 +38,16 @@ impl Process {
         Ok(self.child.kill().await?)
     }
 
+    /// Stops it where it is, without its knowing; only `kill` ends that.
+    pub fn freeze(&self) -> Result<()> {
+        let id = Pid::from_raw(self.id().cast_signed()).ok_or("a process that has ended")?;
+        Ok(kill_process(id, Signal::STOP)?)
+    }
+
     /// Starts it again, where it was.
     pub async fn start_again(&mut self) -> Result<()> {
         let listen = self.url.trim_start_matches("http://");
-        (self.child, self.stdin, self.url) = spawn(self.name, listen, &self.database, &self.peers).await?;
+        (self.child, self.stdin, self.url) = spawn(self.name, listen, &self.database, &self.arguments).await?;
         Ok(())
     }
 
@@ -63,11 +69,11 @@ async fn spawn(
     name: &str,
     listen: &str,
     database: &str,
-    peers: &Vec<String>,
+    arguments: &[String],
 ) -> Result<(Child, Option<ChildStdin>, String)> {
     let mut child = Command::new(std::env::current_exe()?)
         .args(["service", name, "--listen", listen, "--until-stdin-closes"])
-        .args(peers)
+        .args(arguments)
         .env("DATABASE_URL", database)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

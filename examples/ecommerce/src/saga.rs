@@ -1,6 +1,12 @@
-//! The order saga.
+//! The order saga, twice: its steps call the other services over HTTP, or send them commands over Kafka. What happens is the same.
 
-use crate::{client::Participant, delivery, inventory, order, payment};
+use crate::{
+    client::Participant,
+    delivery::{StartDelivery, Started},
+    inventory::{ReleaseStock, ReserveStock, Reserved},
+    order,
+    payment::{ChargePayment, Charged},
+};
 use saga_core::{CompensationCx, Cx, Out, Retry, Saga, SagaBuilder, StepError};
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
@@ -23,6 +29,7 @@ pub struct Shop {
     pub delivery: Participant,
 }
 
+/// Over HTTP: a step is a function that calls.
 pub struct OrderSaga;
 
 impl Saga for OrderSaga {
@@ -33,8 +40,7 @@ impl Saga for OrderSaga {
     type Deps = Shop;
 
     fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, ()> {
-        let patiently = Retry::exponential(Duration::from_millis(200)).longest(Duration::from_secs(5));
-        let for_minutes = patiently.elapsed(Duration::from_secs(120));
+        let for_minutes = patiently().elapsed(Duration::from_secs(120));
 
         let total = saga.compensatable("place-order").run(place_order).compensate(cancel_order);
         saga.compensatable("reserve-stock")
@@ -46,9 +52,43 @@ impl Saga for OrderSaga {
             .retry(for_minutes)
             .timeout(Duration::from_secs(5))
             .run(charge_payment);
-        saga.retriable("start-delivery").retry(patiently.forever()).run(start_delivery);
-        saga.retriable("confirm-order").retry(patiently.forever()).run(confirm_order)
+        saga.retriable("start-delivery").retry(patiently().forever()).run(start_delivery);
+        saga.retriable("confirm-order").retry(patiently().forever()).run(confirm_order)
     }
+}
+
+/// Over Kafka: a step is a command, and its output is the reply.
+pub struct OrderSagaOverKafka;
+
+impl Saga for OrderSagaOverKafka {
+    const NAME: &'static str = OrderSaga::NAME;
+    const VERSION: u32 = 2;
+    type Input = PlaceOrder;
+    type Output = ();
+    type Deps = Shop;
+
+    fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, ()> {
+        let for_minutes = patiently().elapsed(Duration::from_secs(120));
+
+        let total = saga.compensatable("place-order").run(place_order).compensate(cancel_order);
+        saga.compensatable("reserve-stock")
+            .timeout(Duration::from_secs(5))
+            .command(|PlaceOrder { product_id, quantity, .. }| ReserveStock { product_id, quantity })
+            .compensate_command(|_, _| ReleaseStock {});
+        saga.pivot("charge-payment")
+            .reads(total)
+            .retry(for_minutes)
+            .timeout(Duration::from_secs(5))
+            .command(|PlaceOrder { user_id, .. }, amount| ChargePayment { user_id, amount });
+        saga.retriable("start-delivery")
+            .retry(patiently().forever())
+            .command(|PlaceOrder { user_id, .. }| StartDelivery { user_id });
+        saga.retriable("confirm-order").retry(patiently().forever()).run(confirm_order)
+    }
+}
+
+const fn patiently() -> Retry {
+    Retry::exponential(Duration::from_millis(200)).longest(Duration::from_secs(5))
 }
 
 /// The order stands since this saga does: one transaction wrote both. From here on it is cancelled if the saga turns back.
@@ -60,30 +100,24 @@ async fn cancel_order(shop: CompensationCx<Shop>, _: PlaceOrder, _: Option<i64>)
     Ok(order::change(&shop.orders, shop.saga_id(), "CANCELLED").await?)
 }
 
-async fn reserve_stock(shop: Cx<Shop>, order: PlaceOrder) -> Result<inventory::Reserved, StepError> {
+async fn confirm_order(shop: Cx<Shop>, _: PlaceOrder) -> Result<(), StepError> {
+    Ok(order::change(&shop.orders, shop.saga_id(), "CONFIRMED").await?)
+}
+
+async fn reserve_stock(shop: Cx<Shop>, order: PlaceOrder) -> Result<Reserved, StepError> {
     let PlaceOrder { product_id, quantity, .. } = order;
-    let wanted = inventory::Reserve { order_id: shop.saga_id().as_uuid(), product_id, quantity };
-    shop.inventory.command("/reservations", shop.idempotency_key(), &wanted).await
+    shop.inventory.command("/reservations", shop.idempotency_key(), &ReserveStock { product_id, quantity }).await
 }
 
-async fn release_stock(
-    shop: CompensationCx<Shop>,
-    _: PlaceOrder,
-    _: Option<inventory::Reserved>,
-) -> Result<(), StepError> {
-    shop.inventory.undo("/reservations/release", shop.forward_key()).await
+async fn release_stock(shop: CompensationCx<Shop>, _: PlaceOrder, _: Option<Reserved>) -> Result<(), StepError> {
+    shop.inventory.command("/reservations/release", shop.forward_key(), &ReleaseStock {}).await
 }
 
-async fn charge_payment(shop: Cx<Shop>, order: PlaceOrder, total: i64) -> Result<payment::Charged, StepError> {
-    let due = payment::Charge { order_id: shop.saga_id().as_uuid(), user_id: order.user_id, amount: total };
+async fn charge_payment(shop: Cx<Shop>, order: PlaceOrder, total: i64) -> Result<Charged, StepError> {
+    let due = ChargePayment { user_id: order.user_id, amount: total };
     shop.payment.command("/payments", shop.idempotency_key(), &due).await
 }
 
-async fn start_delivery(shop: Cx<Shop>, order: PlaceOrder) -> Result<delivery::Started, StepError> {
-    let parcel = delivery::Start { order_id: shop.saga_id().as_uuid(), user_id: order.user_id };
-    shop.delivery.command("/deliveries", shop.idempotency_key(), &parcel).await
-}
-
-async fn confirm_order(shop: Cx<Shop>, _: PlaceOrder) -> Result<(), StepError> {
-    Ok(order::change(&shop.orders, shop.saga_id(), "CONFIRMED").await?)
+async fn start_delivery(shop: Cx<Shop>, order: PlaceOrder) -> Result<Started, StepError> {
+    shop.delivery.command("/deliveries", shop.idempotency_key(), &StartDelivery { user_id: order.user_id }).await
 }

@@ -1,19 +1,22 @@
 //! The shop, open until it is told to close.
 
-use crate::{Result, databases::Databases, process::Process, service::told_to_stop};
+use crate::{
+    Result,
+    broker::{Broker, Way},
+    databases::Databases,
+    opening::Services,
+    process::Process,
+    service::told_to_stop,
+};
 use tokio::{sync::watch, task::JoinSet};
 
-pub async fn serve(port_base: u16) -> Result<()> {
-    let port = |offset| if port_base == 0 { 0 } else { port_base + offset };
+pub async fn serve(way: Way, port_base: u16) -> Result<()> {
     let mut postgres = Databases::start("ecommerce").await?;
-    let inventory = Process::start("inventory", port(4), postgres.of("inventory").await?, &[]).await?;
-    let payment = Process::start("payment", port(5), postgres.of("payment").await?, &[]).await?;
-    let delivery = Process::start("delivery", port(6), postgres.of("delivery").await?, &[]).await?;
-    let others = [("inventory", &*inventory.url), ("payment", &payment.url), ("delivery", &delivery.url)];
-    let order = Process::start("order", port(2), postgres.of("order").await?, &others).await?;
+    let broker = Broker::start(way).await?;
+    let services = Services::start(&mut postgres, &broker, port_base).await?;
 
-    println!("{}\n", postgres.in_use());
-    for service in [&order, &inventory, &payment, &delivery] {
+    println!("{}\n{}\n", postgres.in_use(), broker.in_use());
+    for service in services.all() {
         println!("{:<10} {}  process {:<8} {}", service.name, service.url, service.id(), service.database);
     }
     println!(
@@ -22,12 +25,12 @@ pub async fn serve(port_base: u16) -> Result<()> {
          curl '{0}/orders?userId=1'\n\
          curl {1}/inventory/1\n\
          Ctrl-C closes the shop.",
-        order.url, inventory.url
+        services.order.url, services.inventory.url
     );
 
     let (closing, closed) = watch::channel(());
     let mut kept = JoinSet::new();
-    for service in [order, inventory, payment, delivery] {
+    for service in services.into_all() {
         kept.spawn(keep(service, closed.clone()));
     }
     tokio::select! {

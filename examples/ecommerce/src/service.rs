@@ -1,20 +1,30 @@
-//! What every service has: an address, a database, and one way to say yes and no.
+//! What every service has: an address, a database, a way to take part in sagas, and one way to say no.
 
-use crate::Result;
+use crate::{Result, broker::Connection};
 use axum::{
     Json, Router,
-    extract::FromRequestParts,
-    http::{HeaderMap, StatusCode, header::CONTENT_TYPE, request::Parts},
+    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
+    routing::{MethodRouter, post},
 };
-use serde::Serialize;
-use serde_json::{Value, json};
-use std::{io, net::SocketAddr};
+use saga_core::{
+    Encoded,
+    message::{Answer, CommandId, Op},
+    participant::{Command, CommandCx, Handle, Inbox, Job, Participant},
+    transport::Unavailable,
+};
+use saga_postgres::PgInbox;
+use serde_json::json;
+use sqlx::PgConnection;
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::oneshot,
 };
+
+/// How long a command may take.
+const ALLOWED: Duration = Duration::from_secs(30);
 
 /// Where a service is.
 #[derive(Debug, clap::Args)]
@@ -25,6 +35,8 @@ pub struct Place {
     /// The service's own database.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub database: String,
+    #[command(flatten)]
+    pub broker: Connection,
     /// Stop when stdin is closed: so ends a service whose parent was killed.
     #[arg(long, hide = true)]
     until_stdin_closes: bool,
@@ -64,72 +76,73 @@ fn stdin_closed() -> oneshot::Receiver<()> {
     noticed
 }
 
-/// The header `Idempotency-Key`.
-#[derive(Debug)]
-pub struct IdempotencyKey(pub String);
-
-impl IdempotencyKey {
-    pub fn of(headers: &HeaderMap) -> Option<Self> {
-        let key = headers.get("idempotency-key")?.to_str().ok()?;
-        (!key.is_empty()).then(|| Self(key.to_owned()))
+/// Takes part in sagas, over HTTP and, if there is a broker, over Kafka, until told to stop.
+pub async fn take_part(place: &Place, router: Router, participant: Participant<PgInbox, ()>) -> Result<()> {
+    let participating = match place.broker.transport()? {
+        Some(kafka) => Some(participant.start(kafka).await?),
+        None => None,
+    };
+    serve(router, place).await?;
+    if let Some(participating) = participating {
+        participating.stop().await;
     }
+    Ok(())
 }
 
-impl<S: Sync> FromRequestParts<S> for IdempotencyKey {
-    type Rejection = Problem;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        Self::of(&parts.headers).ok_or(Problem::new(StatusCode::BAD_REQUEST, "the header Idempotency-Key is missing"))
-    }
-}
-
-/// An answer that is final: a participant gives the same one to a repeated command.
-#[derive(Debug)]
-pub struct Answer {
-    pub status: StatusCode,
-    pub body: Value,
-}
-
-impl Answer {
-    /// The answer that was kept.
-    pub fn kept(status: i32, body: &str) -> Result<Self, Problem> {
-        let status = u16::try_from(status).ok().and_then(|status| StatusCode::from_u16(status).ok());
-        match (status, serde_json::from_str(body)) {
-            (Some(status), Ok(body)) => Ok(Self { status, body }),
-            _ => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the kept answer cannot be read")),
+/// The way over HTTP to a function that handles commands, behind the same inbox as over Kafka.
+pub fn command<S, C>(inbox: &PgInbox, op: Op, handler: impl for<'t> Handle<'t, (), PgConnection, C>) -> MethodRouter<S>
+where
+    S: Clone + Send + Sync + 'static,
+    C: Command + Clone,
+{
+    let (inbox, handler) = (inbox.clone(), Arc::new(handler));
+    post(move |headers: HeaderMap, Json(command): Json<C>| async move {
+        let id = command_id(&headers)?;
+        let job = Job::new(id.clone(), op, ALLOWED, move |db, kept| {
+            let (handler, command) = (handler.clone(), command.clone());
+            let cx = CommandCx::new(id.clone(), (), kept);
+            Box::pin(async move { Ok(Encoded::of(&handler.call(cx, db, command).await?)?) })
+        });
+        let answered = inbox.handle(&[job]).await;
+        match answered.map(|mut answers| answers.pop()) {
+            Ok(Some(Answer::Success(reply))) => Ok(([(CONTENT_TYPE, "application/json")], reply.as_str().to_owned())),
+            Ok(Some(Answer::Fail(reason))) => Err(Problem::new(StatusCode::CONFLICT, &reason)),
+            Ok(Some(Answer::Retry(reason))) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, &reason)),
+            Ok(Some(Answer::Unknown(reason))) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, &reason)),
+            Ok(None) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the inbox gave no answer")),
+            // Nothing is known, so the caller must not take it for "nothing happened".
+            Err(Unavailable(reason)) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, &reason)),
         }
-    }
+    })
 }
 
-pub fn done(body: &impl Serialize) -> Answer {
-    Answer { status: StatusCode::OK, body: json!(body) }
+/// The header `Idempotency-Key`, as a client chose it.
+pub fn idempotency_key(headers: &HeaderMap) -> Option<&str> {
+    headers.get("idempotency-key")?.to_str().ok().filter(|key| !key.is_empty())
 }
 
-/// A business no, as problem details (RFC 9457).
-pub fn refused(reason: &str) -> Answer {
-    problem(StatusCode::CONFLICT, reason)
+/// The header `Idempotency-Key`, as a saga's step writes it: `<saga>/<step>`, and `/<generation>` behind if that is not 0.
+fn command_id(headers: &HeaderMap) -> Result<CommandId, Problem> {
+    let parse = |key: &str| {
+        let mut parts = key.split('/');
+        let (saga, step) = (parts.next()?.parse().ok()?, parts.next()?.to_owned());
+        let generation = parts.next().map_or(Some(0), |generation| generation.parse().ok())?;
+        (parts.next().is_none() && !step.is_empty()).then_some(CommandId { saga, step, generation })
+    };
+    let wanted = "the header Idempotency-Key has to be <saga>/<step>, or <saga>/<step>/<generation>";
+    idempotency_key(headers).and_then(parse).ok_or(Problem::new(StatusCode::BAD_REQUEST, wanted))
 }
 
-fn problem(status: StatusCode, detail: &str) -> Answer {
-    Answer { status, body: json!({ "title": status.canonical_reason(), "status": status.as_u16(), "detail": detail }) }
-}
-
-impl IntoResponse for Answer {
-    fn into_response(self) -> Response {
-        match self.status.is_success() {
-            true => (self.status, Json(self.body)).into_response(),
-            false => (self.status, [(CONTENT_TYPE, "application/problem+json")], self.body.to_string()).into_response(),
-        }
-    }
-}
-
-/// An answer that is not final.
+/// A no, as problem details (RFC 9457).
 #[derive(Debug)]
-pub struct Problem(Answer);
+pub struct Problem {
+    status: StatusCode,
+    detail: String,
+}
 
 impl Problem {
     pub fn new(status: StatusCode, detail: &str) -> Self {
-        Self(problem(status, detail))
+        Self { status, detail: detail.into() }
     }
 }
 
@@ -142,6 +155,8 @@ impl From<sqlx::Error> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        self.0.into_response()
+        let Self { status, detail } = self;
+        let body = json!({ "title": status.canonical_reason(), "status": status.as_u16(), "detail": detail });
+        (status, [(CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
     }
 }

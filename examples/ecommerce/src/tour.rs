@@ -1,6 +1,14 @@
 //! The tour: three orders with three fates, then the books.
 
-use crate::{Result, books, databases::Databases, order::Participants, process::Process, wire::Wire};
+use crate::{
+    Result,
+    account::AccountInUse,
+    books,
+    broker::{Broker, Way},
+    databases::Databases,
+    opening::Services,
+    order::Participants,
+};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
@@ -8,27 +16,27 @@ use uuid::Uuid;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub async fn tour() -> Result<()> {
+pub async fn tour(way: Way) -> Result<()> {
     let run = Uuid::new_v4().simple().to_string();
     let mut postgres = Databases::start(format!("ecommerce_tour_{}", &run[..8])).await?;
-    let told = tell(&mut postgres).await;
+    let told = tell(&mut postgres, way).await;
     postgres.remove().await?;
     told
 }
 
-async fn tell(postgres: &mut Databases) -> Result<()> {
+async fn tell(postgres: &mut Databases, way: Way) -> Result<()> {
     headline("The shop opens");
-    let inventory = Process::start("inventory", 0, postgres.of("inventory").await?, &[]).await?;
-    let payment = Process::start("payment", 0, postgres.of("payment").await?, &[]).await?;
-    let delivery = Process::start("delivery", 0, postgres.of("delivery").await?, &[]).await?;
-    let wire = Wire::to(&payment.url).await?;
-    let others = [("inventory", &*inventory.url), ("payment", &wire.url), ("delivery", &delivery.url)];
-    let mut order = Process::start("order", 0, postgres.of("order").await?, &others).await?;
-    println!("   {}", postgres.in_use());
-    for service in [&order, &inventory, &payment, &delivery] {
+    let broker = Broker::start(way).await?;
+    let mut services = Services::start(postgres, &broker, 0).await?;
+    println!("   {}\n   {}", postgres.in_use(), broker.in_use());
+    for service in services.all() {
         println!("   {:<10} {}  process {:<8} a database of its own", service.name, service.url, service.id());
     }
-    let shop = Shop { order: order.url.clone(), inventory: inventory.url.clone(), payment: payment.url.clone() };
+    let shop = Shop {
+        order: services.order.url.clone(),
+        inventory: services.inventory.url.clone(),
+        payment: services.payment.url.clone(),
+    };
 
     headline("1. A completed order");
     let first = shop.order(1, 1).await?;
@@ -47,16 +55,20 @@ async fn tell(postgres: &mut Databases) -> Result<()> {
     check(shop.balance(2).await? == 1_000_000, "balance of user 2: 1000000, nothing was taken")?;
 
     headline("3. An order whose process is killed half-way");
-    wire.hold_answers();
-    println!("   from now on the payment service's answers are held up on the wire");
+    let account = AccountInUse::begin(&services.payment.database, 1).await?;
+    println!("   somebody else is at the account of user 1: a charge has to wait");
     let third = shop.order(1, 2).await?;
+    timeout(PATIENCE, account.awaited()).await??;
+    let order = &mut services.order;
+    order.freeze()?;
+    println!("   the charge is asked for; whoever asked is frozen, and does not hear the answer");
+    account.end().await?;
     timeout(PATIENCE, shop.charged(1, 9_500_000)).await??;
     let killed = order.id();
     order.kill().await?;
     println!("   kill -9 {killed}: the order service is gone, in the middle of this order");
     check(shop.stock().await? == 2, "stock: 4 -> 2, reserved")?;
     check(shop.balance(1).await? == 9_500_000, "balance of user 1: 16500000 -> 9500000, charged")?;
-    wire.release();
     order.start_again().await?;
     let found = shop.look_up(&third).await?;
     println!("   started again, as process {}: the order is {}", order.id(), found["state"].as_str().unwrap_or("gone"));
@@ -66,11 +78,14 @@ async fn tell(postgres: &mut Databases) -> Result<()> {
     check(shop.balance(1).await? == 9_500_000, "balance of user 1: 9500000, charged once")?;
 
     headline("The books");
-    let others =
-        Participants { inventory: inventory.url.clone(), payment: payment.url.clone(), delivery: delivery.url.clone() };
-    books::close(&order.url, &others).await?;
+    let others = Participants {
+        inventory: services.inventory.url.clone(),
+        payment: services.payment.url.clone(),
+        delivery: services.delivery.url.clone(),
+    };
+    books::close(&services.order.url, &others).await?;
     println!("\n   They balance: nothing was lost, nothing was done twice.");
-    for service in [order, inventory, payment, delivery] {
+    for service in services.into_all() {
         service.stop().await?;
     }
     Ok(())

@@ -26,9 +26,15 @@ pub struct CommandCx<D> {
 }
 
 impl<D> CommandCx<D> {
+    /// For a command that came by another way than a [`Participant`]'s transport, such as a request over HTTP, and counts as a first attempt. `kept` is what
+    /// the [`Job`]'s work was given.
+    pub fn new(id: CommandId, deps: impl Into<Arc<D>>, kept: Option<Encoded>) -> Self {
+        Self { deps: deps.into(), id, attempt: 1, kept, headers: Arc::default() }
+    }
+
     /// A context to call one handler alone, in a test.
     pub fn test(id: CommandId, deps: impl Into<Arc<D>>) -> Self {
-        Self { deps: deps.into(), id, attempt: 1, kept: None, headers: Arc::default() }
+        Self::new(id, deps, None)
     }
 
     /// The step's idempotency key, for whoever else does a part of the work: the same for every repeat, and for a command and its undo.
