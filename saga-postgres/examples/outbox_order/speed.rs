@@ -21,19 +21,18 @@ const PACE: u64 = 1_000;
 pub(crate) struct Speed {
     pub(crate) backlog: u64,
     pub(crate) drained_per_s: f64,
-    pub(crate) last_tenth_per_s: f64,
     pub(crate) paced_per_s: f64,
     pub(crate) p50_ms: f64,
     pub(crate) p99_ms: f64,
 }
 
-pub(crate) async fn measure(url: &str, backlog: u64) -> Speed {
+pub(crate) async fn measure(url: &str, backlog: u64, lanes: u16) -> Speed {
     let pool = PgPoolOptions::new().max_connections(8).connect(url).await.unwrap();
     let outbox = PgOutbox::options(pool.clone(), "speed").schema("speed").build().unwrap();
     outbox.migrate().await.unwrap();
-    let (drained_per_s, last_tenth_per_s) = drain(&outbox, &pool, backlog).await;
-    let (paced_per_s, p50_ms, p99_ms) = pace(&outbox, &pool).await;
-    Speed { backlog, drained_per_s, last_tenth_per_s, paced_per_s, p50_ms, p99_ms }
+    let (paced_per_s, p50_ms, p99_ms) = pace(&outbox, &pool, lanes).await;
+    let drained_per_s = drain(&outbox, &pool, backlog, lanes).await;
+    Speed { backlog, drained_per_s, paced_per_s, p50_ms, p99_ms }
 }
 
 fn event(number: u64) -> Message {
@@ -47,7 +46,7 @@ fn recorder() -> Arc<Recorder> {
     Arc::new(Recorder { tally: Arc::new(Tally::default()), pause: Duration::ZERO })
 }
 
-async fn drain(outbox: &PgOutbox, pool: &PgPool, backlog: u64) -> (f64, f64) {
+async fn drain(outbox: &PgOutbox, pool: &PgPool, backlog: u64, lanes: u16) -> f64 {
     let write = |writer: u64| async move {
         let mut tx = pool.begin().await.unwrap();
         for number in (writer..backlog).step_by(4) {
@@ -57,21 +56,17 @@ async fn drain(outbox: &PgOutbox, pool: &PgPool, backlog: u64) -> (f64, f64) {
     };
     futures::future::join_all((0..4).map(write)).await;
     let began = Instant::now();
-    let relay = outbox.relay(recorder()).start().await.unwrap();
-    let mut almost = None;
+    let relay = outbox.relay(recorder()).lanes(lanes).start().await.unwrap();
     while relay.numbers().published < backlog {
-        if almost.is_none() && relay.numbers().published >= backlog * 9 / 10 {
-            almost = Some(Instant::now());
-        }
         sleep(Duration::from_millis(1)).await;
     }
-    let (took, last) = (began.elapsed(), almost.map_or(Duration::ZERO, |almost| almost.elapsed()));
+    let took = began.elapsed();
     relay.stop().await;
-    (backlog as f64 / took.as_secs_f64(), backlog as f64 / 10.0 / last.as_secs_f64())
+    backlog as f64 / took.as_secs_f64()
 }
 
-async fn pace(outbox: &PgOutbox, pool: &PgPool) -> (f64, f64, f64) {
-    let relay = outbox.relay(recorder()).start().await.unwrap();
+async fn pace(outbox: &PgOutbox, pool: &PgPool, lanes: u16) -> (f64, f64, f64) {
+    let relay = outbox.relay(recorder()).lanes(lanes).start().await.unwrap();
     let began = Instant::now();
     let mut ticks = interval(Duration::from_micros(1_000_000 / PACE));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);

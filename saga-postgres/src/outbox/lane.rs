@@ -52,7 +52,7 @@ enum Round {
     Stuck,
     /// There was nothing to do in the shards that were free.
     Idle {
-        /// Whether some were not.
+        /// Whether there is something in others.
         others: bool,
     },
 }
@@ -73,7 +73,7 @@ impl Lane {
                 Ok(Round::Idle { others }) => {
                     failures = 0;
                     contended = if others { contended + 1 } else { 0 };
-                    // Another relay may have looked at its shards just before what this one was woken for.
+                    // Another relay may have read its shards just before what this one was woken for.
                     let poll = if others { doubled(contended).min(self.poll) } else { self.poll };
                     let due = self.waiting.next();
                     self.pause(due.unwrap_or(now() + poll).min(now() + poll), true).await;
@@ -108,8 +108,13 @@ impl Lane {
             None => connection.insert(in_time(PgConnection::connect_with(&self.connect)).await?),
         };
         let queries = &self.outbox.inner.queries;
+        let work = sqlx::query_scalar(queries.work.clone()).bind(&self.shards);
+        let work: Vec<i16> = in_time(work.fetch_all(&mut *connection)).await?;
+        if work.is_empty() {
+            return Ok(Round::Idle { others: false });
+        }
         let mut tx = in_time(connection.begin()).await?;
-        let lock = sqlx::query_scalar(queries.lock.clone()).bind(&self.shards);
+        let lock = sqlx::query_scalar(queries.lock.clone()).bind(&work);
         let shards: Vec<i16> = in_time(lock.fetch_all(&mut *tx)).await?;
         // A statement of its own: its snapshot is younger than the lock, so what the last one deleted is gone.
         let (topics, keys) = self.waiting.now();
@@ -118,7 +123,7 @@ impl Lane {
         let read_at = Instant::now();
         if rows.is_empty() {
             in_time(tx.rollback()).await?;
-            return Ok(Round::Idle { others: shards.len() < self.shards.len() });
+            return Ok(Round::Idle { others: shards.len() < work.len() });
         }
         let rows = rows.iter().map(Row::read).collect::<Result<_, _>>()?;
         let Batch { sending, messages, mut aside } = Batch::of(rows);

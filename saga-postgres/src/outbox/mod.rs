@@ -46,7 +46,7 @@
 //!
 //! # How it keeps them
 //!
-//! Keys are spread over 64 *shards*. A relay, in a *round*: locks the shards that are free; reads the oldest events of each; hands all of them to the transport in one call; deletes
+//! Keys are spread over 64 *shards*. A relay, in a *round*: locks the shards that have events and are free; reads the oldest events of each; hands all of them to the transport in one call; deletes
 //! what was acknowledged; commits, which frees the shards. Whoever is free takes what is free, so any number of nodes can run relays, and
 //! there is nothing to configure, no leader and no hand-over.
 //!
@@ -61,7 +61,7 @@
 //! of operators, one shard at a time: it has no part in any deadlock.
 //!
 //! **There is no cursor.** An event with a lower number may commit after one with a higher number, so a relay always begins at the head. Rows are
-//! never updated, only inserted and deleted, and autovacuum is set to follow closely. A transaction that stays open for long anywhere in the database keeps
+//! never updated, only inserted and deleted; the relay vacuums behind itself if its user owns the table, and autovacuum is set to follow closely. A transaction that stays open for long anywhere in the database keeps
 //! vacuum from the dead rows at the head, and slows the relay down as long as it lasts.
 //!
 //! **A relay deletes without waiting for the disk** (`synchronous_commit = off`): what a crash of the server brings back is a repeat.
@@ -91,6 +91,7 @@ mod plan;
 mod queries;
 mod relay;
 mod row;
+mod vacuum;
 mod waiting;
 
 pub use error::OutboxError;

@@ -3,6 +3,6 @@
 crate::queries::queries! {
     OutboxQueries:
     publish
-    lock read sent park
+    work lock read sent park vacuum
     lag parked lock_parked unpark discard free
 }

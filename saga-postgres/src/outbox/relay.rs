@@ -1,4 +1,4 @@
-use super::{Counters, Numbers, OutboxError, PgOutbox, SHARDS, lane::Lane};
+use super::{Counters, Numbers, OutboxError, PgOutbox, SHARDS, lane::Lane, vacuum};
 use saga_core::transport::Transport;
 use sqlx::{Connection, Executor, PgConnection, postgres::PgConnectOptions};
 use std::{fmt, sync::Arc, time::Duration};
@@ -17,10 +17,10 @@ pub struct RelayOptions {
 impl RelayOptions {
     pub(super) fn new(outbox: PgOutbox, transport: Arc<dyn Transport>) -> Self {
         let (poll, lease) = (Duration::from_secs(1), Duration::from_secs(5));
-        Self { outbox, transport, lanes: 4, batch: 200, poll, lease }
+        Self { outbox, transport, lanes: 2, batch: 200, poll, lease }
     }
 
-    /// How many rounds go on at once, up to 64. Each has a database connection of its own and its share of the shards. Defaults to 4.
+    /// How many rounds go on at once, up to 64. Each has a database connection of its own and its share of the shards. Defaults to 2.
     pub fn lanes(mut self, lanes: u16) -> Self {
         self.lanes = lanes.clamp(1, SHARDS.unsigned_abs());
         self
@@ -85,7 +85,10 @@ impl RelayOptions {
             };
             running.spawn(lane.run());
         }
-        Ok(Relay { running, stopping, counters })
+        let mut vacuum = JoinSet::new();
+        let unhurried = connect.options([("statement_timeout", "0")]);
+        vacuum.spawn(vacuum::behind(counters.clone(), outbox, unhurried));
+        Ok(Relay { running, stopping, counters, _vacuum: vacuum })
     }
 }
 
@@ -124,6 +127,7 @@ pub struct Relay {
     running: JoinSet<()>,
     stopping: watch::Sender<bool>,
     counters: Arc<Counters>,
+    _vacuum: JoinSet<()>,
 }
 
 impl Relay {

@@ -1,0 +1,41 @@
+//! Dead rows, out of the relay's way.
+//!
+//! A relay reads at the head of the queue, which is where the dead rows are: a round passes them all, at some 30 milliseconds a million. Autovacuum looks
+//! once a minute at most, and a busy relay leaves that many in a minute.
+
+use super::{Counters, PgOutbox};
+use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::time::sleep;
+
+/// Worth the trouble.
+const DEAD: u64 = 10_000;
+const PAUSE: Duration = Duration::from_secs(1);
+/// It rests for so many times as long as it works: the whole index is read each time, and a backlog may have made it large.
+const REST: u32 = 10;
+
+/// Vacuums behind a relay, for ever. Whose user does not own the table does not vacuum it: Postgres skips it with a warning, and autovacuum is left.
+pub(super) async fn behind(counters: Arc<Counters>, outbox: PgOutbox, connect: PgConnectOptions) {
+    let (mut pause, mut vacuumed) = (PAUSE, 0);
+    loop {
+        sleep(pause).await;
+        let published = counters.read().published;
+        if published - vacuumed < DEAD {
+            continue;
+        }
+        let began = Instant::now();
+        let vacuum = async {
+            let mut connection = PgConnection::connect_with(&connect).await?;
+            sqlx::query(outbox.inner.queries.vacuum.clone()).execute(&mut connection).await?;
+            connection.close().await
+        };
+        match vacuum.await {
+            Ok(()) => vacuumed = published,
+            Err(error) => tracing::debug!(%error, "the outbox is not vacuumed"),
+        }
+        pause = PAUSE.max(began.elapsed() * REST);
+    }
+}
