@@ -213,39 +213,40 @@ macro_rules! cases {
 
 cases! {
     together {
-    publishing {
-        what_is_accepted_is_delivered
-        a_message_arrives_as_it_was_sent
-        messages_of_a_key_keep_their_order_within_a_call
-        messages_of_a_key_keep_their_order_from_call_to_call
-        calls_at_once_keep_the_order_of_each
-        what_is_too_large_is_refused_and_its_neighbours_are_not
-        what_was_published_before_the_first_consumer_came_is_delivered
-        each_group_gets_everything
-        a_subscription_to_a_topic_that_is_not_there_fails_or_makes_it
-    }
-    receiving {
-        a_batch_is_bounded_and_comes_after_the_one_before
-        a_batch_is_of_one_partition_and_in_its_order
-        a_partition_that_stands_still_holds_up_no_other
-        an_unavailable_receiver_gets_the_same_messages_again
-        an_unavailable_receiver_holds_up_no_other_partition
-        a_receiver_that_panics_gets_the_same_messages_again
-        a_wrong_number_of_verdicts_loses_nothing
-    }
-    rejecting {
-        the_message_that_a_receiver_always_panics_on_is_a_dead_letter
-        the_message_that_never_gets_its_verdict_is_a_dead_letter
-        a_rejected_message_is_found_among_the_dead_letters
-        what_was_rejected_does_not_come_again
-        a_record_that_is_no_message_holds_up_nothing
-    }
-    handing_over {
-        a_consumer_that_stops_ends_its_batch_and_keeps_its_progress
-        a_consumer_that_dies_in_a_batch_loses_nothing
-        a_running_consumer_takes_over_from_one_that_dies
-        consumers_that_come_and_go_share_without_loss_or_overlap
-    }
+        publishing {
+            what_is_accepted_is_delivered
+            a_message_arrives_as_it_was_sent
+            messages_of_a_key_keep_their_order_within_a_call
+            messages_of_a_key_keep_their_order_from_call_to_call
+            calls_at_once_keep_the_order_of_each
+            what_is_too_large_is_refused_and_its_neighbours_are_not
+            what_was_published_before_the_first_consumer_came_is_delivered
+            each_group_gets_everything
+            a_subscription_to_a_topic_that_is_not_there_fails_or_makes_it
+        }
+        receiving {
+            a_batch_is_bounded_and_comes_after_the_one_before
+            a_batch_is_of_one_partition_and_in_its_order
+            a_partition_that_stands_still_holds_up_no_other
+            an_unavailable_receiver_gets_the_same_messages_again
+            an_unavailable_receiver_holds_up_no_other_partition
+            a_receiver_that_panics_gets_the_same_messages_again
+            a_wrong_number_of_verdicts_loses_nothing
+        }
+        rejecting {
+            the_message_that_a_receiver_always_panics_on_is_a_dead_letter
+            the_message_that_never_gets_its_verdict_is_a_dead_letter
+            a_rejected_message_is_found_among_the_dead_letters
+            what_was_rejected_does_not_come_again
+            a_record_that_is_no_message_holds_up_nothing
+        }
+        handing_over {
+            a_consumer_that_stops_ends_its_batch_and_keeps_its_progress
+            what_is_under_way_ends_before_another_consumer_goes_on
+            a_consumer_that_dies_in_a_batch_loses_nothing
+            a_running_consumer_takes_over_from_one_that_dies
+            consumers_that_come_and_go_share_without_loss_or_overlap
+        }
     }
     alone {
         publishing {

@@ -2,7 +2,7 @@
 
 use super::{
     Kept,
-    trial::{Gate, Journal, World, assert_in_order, began, no_overlap, take, take_slowly},
+    trial::{Gate, Journal, React, World, assert_in_order, began, no_overlap, take, take_slowly},
 };
 use crate::{
     message::Message,
@@ -14,16 +14,8 @@ use tokio::time::timeout;
 
 pub(super) async fn a_consumer_that_stops_ends_its_batch_and_keeps_its_progress(world: &World<'_>) -> Kept {
     let (journal, gate, sent) = (Arc::new(Journal::default()), Gate::closed(), world.events("k", 40));
-    let held = gate.clone();
-    let slow = move |batch: Vec<Message>, _: usize| -> BoxFuture<'static, Result<Vec<Verdict>, Unavailable>> {
-        let gate = held.clone();
-        Box::pin(async move {
-            gate.pass().await;
-            Ok(vec![Verdict::Done; batch.len()])
-        })
-    };
     world.publish(&sent).await?;
-    let consumer = world.read(&journal, slow).await?;
+    let consumer = world.read(&journal, take_once_open(&gate)).await?;
     world.until(&journal, "a batch begins", |entries| !entries.is_empty()).await?;
     let mut stopping = tokio::spawn(async move { consumer.stop().await });
     promise!(timeout(Duration::from_millis(200), &mut stopping).await.is_err(), "it stopped in the middle of a batch");
@@ -38,6 +30,37 @@ pub(super) async fn a_consumer_that_stops_ends_its_batch_and_keeps_its_progress(
     promise!(again.is_empty(), "{} of {} messages that were dealt with came again", again.len(), before.len());
     promise!(journal.handled().len() == before.len(), "it went on after it had stopped");
     Ok(())
+}
+
+pub(super) async fn what_is_under_way_ends_before_another_consumer_goes_on(world: &World<'_>) -> Kept {
+    let (journal, gate, sent) = (Arc::new(Journal::default()), Gate::closed(), world.events("k", 40));
+    world.publish(&sent).await?;
+    let leaving = world.read(&journal, take_once_open(&gate)).await?;
+    world.until(&journal, "a batch begins", |entries| !entries.is_empty()).await?;
+    let _consumer = world.read(&journal, take()).await?;
+    let stopping = tokio::spawn(async move { leaving.stop().await });
+    // Time for whoever does not wait; it proves nothing if nobody comes.
+    let too_early = world.until(&journal, "another batch begins", |entries| began(entries).count() > 10);
+    let _ = timeout(HELD, too_early).await;
+    gate.open();
+    stopping.await.map_err(|error| error.to_string())?;
+    world.until_handled(&journal, &sent).await?;
+    assert_in_order(&sent, &journal.handled())?;
+    no_overlap(&journal)
+}
+
+/// How long a batch is held while its partition is to change hands.
+const HELD: Duration = Duration::from_secs(2);
+
+fn take_once_open(gate: &Gate) -> impl React {
+    let gate = gate.clone();
+    move |batch: Vec<Message>, _: usize| -> BoxFuture<'static, Result<Vec<Verdict>, Unavailable>> {
+        let gate = gate.clone();
+        Box::pin(async move {
+            gate.pass().await;
+            Ok(vec![Verdict::Done; batch.len()])
+        })
+    }
 }
 
 pub(super) async fn a_consumer_that_dies_in_a_batch_loses_nothing(world: &World<'_>) -> Kept {
