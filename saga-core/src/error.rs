@@ -120,6 +120,18 @@ impl<T, E: Into<Box<dyn Error + Send + Sync>>> OrClass<T, E> for Result<T, E> {
     }
 }
 
+/// How many bytes of an error are kept: it is for people to read, and has to fit into every reply.
+const LONGEST: usize = 4096;
+
+/// An error's text, cut to what a reply has room for.
+pub(crate) fn shortened(mut text: String) -> String {
+    if text.len() > LONGEST {
+        text.truncate(text.floor_char_boundary(LONGEST));
+        text.push_str(" ..");
+    }
+    text
+}
+
 /// What a panic said.
 pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();

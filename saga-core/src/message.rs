@@ -16,7 +16,7 @@
 //! A command's `id` is the step's idempotency key, with `/undo` behind for its undo: the same on every resend, which is how a participant recognises it. A
 //! reply's `id` is new each time that it is sent: the orchestrator knows by the attributes what it has heard before.
 
-use crate::{Class, Encoded, SagaId};
+use crate::{Class, Encoded, SagaId, error::shortened};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, str::FromStr};
@@ -149,8 +149,9 @@ impl Answer {
         matches!(self, Self::Success(_) | Self::Fail(_))
     }
 
-    /// An answer that is no success.
+    /// An answer that is no success. What is longer than some kilobytes of the error is cut off, so that the reply is never too large to be sent.
     pub fn refusal(class: Class, error: String) -> Self {
+        let error = shortened(error);
         match class {
             Class::Retry => Self::Retry(error),
             Class::Fail => Self::Fail(error),

@@ -14,8 +14,10 @@
 //!   consumer came is delivered to it.
 //! - **Batches in order.** A [`Receiver`] gets batches of one partition, in its order, one batch at a time; partitions do not wait for each other.
 //! - **Back-pressure.** What a receiver has not taken yet waits at the broker, save a bounded number.
-//! - **A failing receiver** ([`Unavailable`]) is given the same messages again, after a pause, for as long as it takes. Other partitions go on.
-//! - **A receiver that panics**, or gives a wrong number of verdicts, is unavailable at first. When it does so again, its messages are given to it one by one, and the culprit counts as rejected.
+//! - **A failing receiver** ([`Unavailable`]) is given the same messages again, after a pause, for as long as it takes. Other partitions go on, and a consumer that
+//!   is to stop does not wait for it.
+//! - **A receiver that panics**, or gives a wrong number of verdicts, is unavailable at first. When it does so again, its messages are given to it one by one, and the culprit
+//!   counts as rejected, with what the panic said as the reason.
 //! - **A rejected message** ([`Verdict::DeadLetter`]) goes to the topic's dead letters with its headers, its payload (cut to fit if it must be) and the reason, and only
 //!   then counts as dealt with. So does a record that is no message at all. Nothing in a record stops its partition.
 //! - **Hand-over.** [`Consumer::stop`] lets the batch under way end, keeps its progress, and gives the partitions to the group's other consumers. Their messages

@@ -3,13 +3,19 @@
 use async_trait::async_trait;
 use saga_core::{
     Encoded, Engine, MemoryStore, Out, Outcome, Saga, SagaBuilder, SagaId, StepError,
-    message::{CommandAttributes, CommandId, Message, Op},
-    participant::{Command, CommandCx, Event, EventCx, Listener, MemoryInbox, Participant, Participating},
-    transport::{LocalTransport, Outgoing, Receiver, Subscription, Transport, Unavailable, Verdict},
+    message::{Answer, CommandAttributes, CommandId, Message, Op},
+    participant::{Command, CommandCx, Event, EventCx, Inbox, Job, Listener, MemoryInbox, Participant, Participating},
+    transport::{
+        Consumer, LocalTransport, Outgoing, PublishError, Receiver, Subscription, Transport, TransportError,
+        Unavailable, Verdict,
+    },
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::Duration,
 };
 use tokio::{
@@ -30,6 +36,7 @@ macro_rules! command {
 }
 command!(Reserve(u32) -> u32, "inventory.reserve.v1", "inventory.commands");
 command!(Release(()) -> (), "inventory.release.v1", "inventory.commands");
+command!(Describe(u32) -> String, "inventory.describe.v1", "inventory.commands");
 command!(Charge(u32) -> String, "payment.charge.v1", "payment.commands");
 
 struct Order;
@@ -56,11 +63,18 @@ async fn reserve(cx: CommandCx<Ledger>, _: &mut (), Reserve(quantity): Reserve) 
         14 => Err(StepError::unknown("a handler that always fails")),
         15 => std::future::pending().await,
         16 => Err(StepError::retry("busy")),
+        17 => Err(StepError::fail("no ".repeat(1 << 20))),
+        18 => panic!("{}", "ouch ".repeat(1 << 20)),
         quantity => {
             cx.lock().unwrap().push(format!("reserved {quantity}"));
             Ok(quantity)
         }
     }
+}
+
+/// Says as much as it is asked to.
+async fn describe(_: CommandCx<Ledger>, _: &mut (), Describe(bytes): Describe) -> Result<String, StepError> {
+    Ok("x".repeat(bytes as usize))
 }
 
 async fn release(cx: CommandCx<Ledger>, _: &mut (), _: Release) -> Result<(), StepError> {
@@ -89,6 +103,7 @@ impl World {
         let allowed = Duration::from_millis(100);
         let inventory = Participant::new("inventory", MemoryInbox::default(), ledger.clone())
             .on(reserve)
+            .on(describe)
             .on_undo(release)
             .timeout(allowed);
         let payment = Participant::new("payment", MemoryInbox::default(), ledger.clone()).on(charge);
@@ -196,6 +211,11 @@ async fn poison(message: Message) -> Poisoned {
     Poisoned { reply, dead }
 }
 
+/// A description of so many bytes.
+fn description(bytes: usize) -> Message {
+    Message { kind: Describe::TYPE.into(), ..command(&bytes.to_string()) }
+}
+
 fn refused(poisoned: &Poisoned, words: &str) {
     let (outcome, reason) = poisoned.reply.as_ref().expect("no reply");
     assert!(outcome == "fail" && reason.contains(words), "{outcome}: {reason}");
@@ -299,7 +319,7 @@ fn event(n: u32) -> Message {
     Message::event("shop", Confirmed::TYPE, "order-1", &Encoded::of(&Confirmed(n)).unwrap())
 }
 
-async fn told_of(messages: Vec<Message>, until: usize) -> (Vec<String>, Vec<String>) {
+async fn told_of(messages: Vec<Message>, count: usize) -> (Vec<String>, Vec<String>) {
     let (transport, ledger): (Arc<dyn Transport>, Ledger) = (Arc::new(LocalTransport::default()), Arc::default());
     let listener = Listener::new("notification", MemoryInbox::default(), ledger.clone()).on(notify);
     let listening = listener.start(transport.clone()).await.unwrap();
@@ -308,12 +328,7 @@ async fn told_of(messages: Vec<Message>, until: usize) -> (Vec<String>, Vec<Stri
     let burier = transport.subscribe(subscription, Arc::new(Into(sender))).await.unwrap();
     let outgoing = |message| Outgoing { topic: Confirmed::TOPIC.into(), message };
     transport.publish(&messages.into_iter().map(outgoing).collect::<Vec<_>>()).await;
-    let all = async {
-        while ledger.lock().unwrap().len() < until {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    timeout(Duration::from_secs(60), all).await.expect("not everything was handled");
+    until(&ledger, count).await;
     let mut reasons = vec![];
     while let Ok(Some(found)) = timeout(Duration::from_secs(60), dead.recv()).await {
         reasons.push(found.headers["saga-dead-letter-reason"].clone());
@@ -353,4 +368,289 @@ async fn an_event_that_is_refused_is_a_dead_letter_at_once() {
 async fn an_event_of_a_type_that_nobody_handles_is_passed_over() {
     let (told, dead) = told_of(vec![Message { kind: "order.painted.v1".into(), ..event(7) }, event(1)], 1).await;
     assert_eq!((told, dead), (vec!["told of 1".into()], vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_says_it_is_an_undo_is_a_dead_letter_and_is_never_done() {
+    let mut message = command("3");
+    message.extensions.insert("sagaop".into(), "undo".into());
+    let poisoned = poison(message).await;
+    assert!(poisoned.dead.unwrap().contains("takes `inventory.reserve.v1` to do, not to undo"));
+    // There was nothing to undo, and an undo cannot be refused.
+    assert_eq!(poisoned.reply.unwrap().0, "success");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_impossible_attribute_makes_a_dead_letter_without_a_reply() {
+    for (name, value) in [
+        ("sagaid", "7"),
+        ("sagagen", "-1"),
+        ("sagaop", "redo"),
+        ("sagaattempt", "first"),
+        ("sagaattempt", "4294967296"),
+    ] {
+        let mut message = command("3");
+        message.extensions.insert(name.into(), value.into());
+        let poisoned = poison(message).await;
+        assert_eq!(poisoned.reply, None);
+        assert_eq!(poisoned.dead.unwrap(), format!("attribute `{name}` cannot be `{value}`"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_payload_that_is_no_utf_8_is_refused_and_a_dead_letter() {
+    let message = Message { data: vec![0xff, 0, 0xfe], ..command("3") };
+    refused(&poison(message).await, "the payload is no inventory.reserve.v1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_is_too_large_is_answered_with_a_failure_and_the_largest_is_not() {
+    let poisoned = poison(description(1 << 19)).await;
+    let (outcome, reason) = poisoned.reply.expect("no reply");
+    assert!(outcome == "fail" && reason.contains("more than the 524288 allowed"), "{outcome}: {reason}");
+    assert_eq!(poisoned.dead, None);
+    // With its quotation marks it is as large as may be.
+    let (outcome, text) = poison(description((1 << 19) - 2)).await.reply.expect("no reply");
+    assert_eq!((outcome.as_str(), text.len()), ("success", 1 << 19));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reason_that_is_too_large_is_cut_and_its_command_answered() {
+    for (data, expected, words) in [("17", "fail", "no no no"), ("18", "unknown", "it panicked: ouch ouch")] {
+        let poisoned = poison(command(data)).await;
+        let (outcome, reason) = poisoned.reply.expect("no reply");
+        assert!(outcome == expected && reason.contains(words), "{outcome}: {}", &reason[..100]);
+        assert!(reason.len() < 10_000, "the reason has {} bytes", reason.len());
+        assert_eq!(poisoned.dead, None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_payload_of_another_shape_is_refused_with_a_short_reason() {
+    // The parser's error quotes it, and each of its quotation marks takes two bytes there and more in JSON.
+    let text = serde_json::to_string(&"\"".repeat(400_000)).unwrap();
+    let poisoned = poison(command(&text)).await;
+    refused(&poisoned, "the payload is no inventory.reserve.v1");
+    assert!(poisoned.reply.unwrap().1.len() < 10_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn headers_that_leave_no_room_for_the_reply_make_a_dead_letter() {
+    let mut message = description(500_000);
+    message.headers.insert("baggage".into(), "x".repeat(600_000));
+    let poisoned = poison(message).await;
+    assert_eq!(poisoned.reply, None);
+    assert!(poisoned.dead.expect("no dead letter").starts_with("its reply was refused"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn poisoned_messages_among_others_of_their_batch_hold_up_none_of_them() {
+    let world = World::start().await;
+    let mut replies = world.listen("shop.replies").await;
+    let mut dead = world.listen("inventory.commands.dlt").await;
+    let (mut good, mut bad) = (vec![], vec![]);
+    let mut batch = vec![];
+    for n in 0..40 {
+        let mut message = command(&(100 + n).to_string());
+        match n % 4 {
+            0 => message.data = b"{".to_vec(),
+            1 => drop(message.extensions.remove("sagaid")),
+            _ => {
+                good.push(format!("reserved {}", 100 + n));
+                batch.push(Outgoing { topic: Reserve::TOPIC.into(), message });
+                continue;
+            }
+        }
+        bad.push(message.id.clone());
+        batch.push(Outgoing { topic: Reserve::TOPIC.into(), message });
+    }
+    assert!(world.transport.publish(&batch).await.iter().all(Result::is_ok));
+    let (mut buried, mut successes) = (vec![], 0);
+    for _ in 0..30 {
+        successes += usize::from(next(&mut replies).await.extensions["sagaoutcome"] == "success");
+    }
+    for _ in 0..20 {
+        buried.push(next(&mut dead).await.id);
+    }
+    assert_eq!((successes, world.done(), buried), (20, good, bad));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_comes_twice_is_done_once_and_answered_twice() {
+    let world = World::start().await;
+    let mut replies = world.listen("shop.replies").await;
+    let message = command("3");
+    for _ in 0..2 {
+        world.send(Reserve::TOPIC, message.clone()).await;
+        let reply = next(&mut replies).await;
+        assert_eq!((&*reply.extensions["sagaoutcome"], reply.data), ("success", b"3".to_vec()));
+    }
+    assert_eq!(world.done(), ["reserved 3"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_comes_after_its_undo_is_refused() {
+    let world = World::start().await;
+    let mut replies = world.listen("shop.replies").await;
+    let message = command("3");
+    let mut undo = Message { kind: Release::TYPE.into(), data: b"null".to_vec(), ..message.clone() };
+    undo.extensions.insert("sagaop".into(), "undo".into());
+    world.send(Reserve::TOPIC, undo).await;
+    assert_eq!(next(&mut replies).await.extensions["sagaoutcome"], "success");
+    world.send(Reserve::TOPIC, message).await;
+    assert_eq!(next(&mut replies).await.extensions["sagaoutcome"], "fail");
+    assert_eq!(world.done(), Vec::<String>::new());
+}
+
+/// A transport whose broker does not take what is published the first few times.
+struct AwayAtFirst(LocalTransport, AtomicUsize);
+
+#[async_trait]
+impl Transport for AwayAtFirst {
+    async fn publish(&self, batch: &[Outgoing]) -> Vec<Result<(), PublishError>> {
+        match self.1.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)) {
+            Ok(_) => vec![Err(PublishError::Unavailable("away".into())); batch.len()],
+            Err(_) => self.0.publish(batch).await,
+        }
+    }
+
+    async fn subscribe(
+        &self,
+        subscription: Subscription,
+        receiver: Arc<dyn Receiver>,
+    ) -> Result<Box<dyn Consumer>, TransportError> {
+        self.0.subscribe(subscription, receiver).await
+    }
+
+    fn max_message_bytes(&self) -> usize {
+        self.0.max_message_bytes()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_cannot_be_published_yet_is_published_later_and_its_command_done_once() {
+    let (local, ledger) = (LocalTransport::default(), Ledger::default());
+    let away = Arc::new(AwayAtFirst(local.clone(), AtomicUsize::new(3)));
+    let inventory = Participant::new("inventory", MemoryInbox::default(), ledger.clone()).on(reserve);
+    let _inventory = inventory.start(away).await.unwrap();
+    let (sender, mut replies) = mpsc::unbounded_channel();
+    let subscription = Subscription { group: "test".into(), topics: vec!["shop.replies".into()], batch: 100 };
+    let _listening = local.subscribe(subscription, Arc::new(Into(sender))).await.unwrap();
+    local.publish(&[Outgoing { topic: Reserve::TOPIC.into(), message: command("3") }]).await;
+    assert_eq!(next(&mut replies).await.extensions["sagaoutcome"], "success");
+    assert_eq!(*ledger.lock().unwrap(), ["reserved 3"]);
+}
+
+/// An inbox whose database is down the first few times.
+struct DownAtFirst(MemoryInbox, AtomicUsize);
+
+#[async_trait]
+impl Inbox for DownAtFirst {
+    type Tx = ();
+    async fn handle(&self, batch: &[Job<()>]) -> Result<Vec<Answer>, Unavailable> {
+        match self.1.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)) {
+            Ok(_) => Err(Unavailable("the database is down".into())),
+            Err(_) => self.0.handle(batch).await,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn commands_and_events_wait_for_a_database_that_is_down_and_are_no_dead_letters() {
+    let (transport, ledger): (Arc<dyn Transport>, Ledger) = (Arc::new(LocalTransport::default()), Arc::default());
+    let down = || DownAtFirst(MemoryInbox::default(), AtomicUsize::new(10));
+    let inventory = Participant::new("inventory", down(), ledger.clone()).on(reserve);
+    let listener = Listener::new("notification", down(), ledger.clone()).on(notify);
+    let (inventory, listener) =
+        (inventory.start(transport.clone()).await.unwrap(), listener.start(transport.clone()).await.unwrap());
+    let (sender, mut dead) = mpsc::unbounded_channel();
+    let topics = vec!["inventory.commands.dlt".into(), "order.events.dlt".into()];
+    let subscription = Subscription { group: "test".into(), topics, batch: 100 };
+    let _burier = transport.subscribe(subscription, Arc::new(Into(sender))).await.unwrap();
+    let command = Outgoing { topic: Reserve::TOPIC.into(), message: command("3") };
+    transport.publish(&[command, Outgoing { topic: Confirmed::TOPIC.into(), message: event(4) }]).await;
+    until(&ledger, 2).await;
+    let mut done = ledger.lock().unwrap().clone();
+    done.sort();
+    assert_eq!(done, ["reserved 3", "told of 4"]);
+    inventory.stop().await;
+    listener.stop().await;
+    assert!(dead.try_recv().is_err());
+}
+
+async fn until(ledger: &Ledger, count: usize) {
+    let all = async {
+        while ledger.lock().unwrap().len() < count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(60), all).await.expect("not everything was handled");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_of_a_service_that_come_stop_and_die_do_each_command_once() {
+    let (transport, ledger): (Arc<dyn Transport>, Ledger) = (Arc::new(LocalTransport::default()), Arc::default());
+    let inbox = MemoryInbox::default();
+    let node = async || {
+        let participant = Participant::new("inventory", inbox.clone(), ledger.clone()).on(reserve).batch(3);
+        participant.start(transport.clone()).await.unwrap()
+    };
+    let commands: Vec<Outgoing> = (100..200)
+        .map(|n| Outgoing {
+            topic: Reserve::TOPIC.into(),
+            message: Message { key: n.to_string(), ..command(&n.to_string()) },
+        })
+        .collect();
+    let (first, second) = (node().await, node().await);
+    transport.publish(&commands[..50]).await;
+    until(&ledger, 10).await;
+    first.stop().await;
+    transport.publish(&commands[50..]).await;
+    until(&ledger, 60).await;
+    drop(second);
+    let _third = node().await;
+    until(&ledger, 100).await;
+    let mut done = ledger.lock().unwrap().clone();
+    done.sort();
+    assert_eq!(done, (100..200).map(|n| format!("reserved {n}")).collect::<Vec<_>>());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saga_outlives_a_participant_that_dies_in_the_middle_of_its_command() {
+    let (transport, ledger): (Arc<dyn Transport>, Ledger) = (Arc::new(LocalTransport::default()), Arc::default());
+    let inbox = MemoryInbox::default();
+    let (entered, mut begun) = mpsc::unbounded_channel();
+    let hang = move |_: CommandCx<Ledger>, _: &mut (), _: Reserve| {
+        let _ = entered.send(());
+        std::future::pending::<Result<u32, StepError>>()
+    };
+    let dying = Participant::new("inventory", inbox.clone(), ledger.clone()).on(hang);
+    let dying = dying.start(transport.clone()).await.unwrap();
+    let payment = Participant::new("payment", MemoryInbox::default(), ledger.clone()).on(charge);
+    let _payment = payment.start(transport.clone()).await.unwrap();
+    let builder = Engine::builder(MemoryStore::default()).transport("shop", transport.clone());
+    let engine = builder.register::<Order>(()).unwrap().start().await.unwrap();
+    let order = engine.sagas::<Order>().submit("order-1", 3).await.unwrap();
+    begun.recv().await.unwrap();
+    drop(dying);
+    let inventory = Participant::new("inventory", inbox, ledger.clone()).on(reserve).on_undo(release);
+    let _inventory = inventory.start(transport).await.unwrap();
+    assert_eq!(order.outcome().await.unwrap(), Outcome::Completed("receipt for 3".into()));
+    assert_eq!(*ledger.lock().unwrap(), ["reserved 3", "charged 3"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_of_one_id_and_two_sources_are_two_events() {
+    let first = event(1);
+    let second = Message { source: "another shop".into(), ..first.clone() };
+    let (told, dead) = told_of(vec![first, second], 2).await;
+    assert_eq!((told, dead), (vec!["told of 1".into(), "told of 1".into()], vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_was_refused_stays_unhandled_when_it_comes_again() {
+    let refused = event(15);
+    let (told, dead) = told_of(vec![refused.clone(), refused, event(1)], 2).await;
+    assert_eq!(told, ["told of 15", "told of 1"]);
+    assert_eq!(dead, ["nobody to tell", "nobody to tell"]);
 }

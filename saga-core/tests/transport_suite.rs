@@ -91,6 +91,7 @@ const FAULTS: &[(Fault, &str)] = &[
     (IsHeldUpByRubbish, "a_record_that_is_no_message_holds_up_nothing"),
     (StopsInTheMiddle, "a_consumer_that_stops_ends_its_batch_and_keeps_its_progress"),
     (ForgetsItsProgress, "a_consumer_that_stops_ends_its_batch_and_keeps_its_progress"),
+    (WaitsWithAllPartitions, "a_consumer_whose_receiver_is_unavailable_can_stop"),
     (GivesAwayWhatIsUnderWay, "what_is_under_way_ends_before_another_consumer_goes_on"),
     (AnswersBeforeItHandles, "a_consumer_that_dies_in_a_batch_loses_nothing"),
     (HoldsOnWhenItDies, "a_running_consumer_takes_over_from_one_that_dies"),

@@ -1,6 +1,7 @@
 use super::{Command, Inbox, Job};
 use crate::{
     Encoded, SagaId, StepError,
+    error::shortened,
     message::{Answer, CommandAttributes, CommandId, Message, Op},
     transport::{
         Consumer, Outgoing, PublishError, Receiver, Subscription, Transport, TransportError, Unavailable, Verdict,
@@ -146,7 +147,7 @@ struct Handling<D, Tx> {
 }
 
 fn read<C: Command>(data: &[u8]) -> Result<C, String> {
-    serde_json::from_slice(data).map_err(|error| format!("the payload is no {}: {error}", C::TYPE))
+    serde_json::from_slice(data).map_err(|error| shortened(format!("the payload is no {}: {error}", C::TYPE)))
 }
 
 impl<I: Inbox, D: Send + Sync + 'static> Participant<I, D> {

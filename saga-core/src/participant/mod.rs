@@ -58,6 +58,9 @@
 //! | returns [`StepError::retry`] | nothing | `retry` |
 //! | returns another error, panics, or is not done in time | nothing in the database; elsewhere nobody knows | `unknown` |
 //! | is not there (unknown type), or its command cannot be read | the refusal, so that the command never takes effect later | `fail`, and the message is a dead letter |
+//!
+//! A reply may have half of what the transport takes; with a larger one the command has failed. The text of an error is cut to some kilobytes. If a reply is refused all the
+//! same, because the headers that came with the command leave no room for it, the command is a dead letter.
 
 mod host;
 mod listener;
@@ -69,6 +72,7 @@ pub use memory::MemoryInbox;
 
 use crate::{
     Encoded, Payload, StepError,
+    error::{panic_message, shortened},
     message::{Answer, CommandId, Op},
     transport::Unavailable,
 };
@@ -161,7 +165,7 @@ impl<Tx: Send + 'static> Job<Tx> {
         let work = AssertUnwindSafe(async { (self.work)(tx, kept).await }).catch_unwind();
         match timeout(self.allowed, work).await {
             Ok(Ok(returned)) => Worked::Returned(returned),
-            Ok(Err(panic)) => Worked::Broke(format!("it panicked: {}", crate::error::panic_message(&*panic))),
+            Ok(Err(panic)) => Worked::Broke(shortened(format!("it panicked: {}", panic_message(&*panic)))),
             Err(_) => Worked::Broke(format!("it was not done within {:?}", self.allowed)),
         }
     }

@@ -242,6 +242,7 @@ cases! {
         }
         handing_over {
             a_consumer_that_stops_ends_its_batch_and_keeps_its_progress
+            a_consumer_whose_receiver_is_unavailable_can_stop
             what_is_under_way_ends_before_another_consumer_goes_on
             a_consumer_that_dies_in_a_batch_loses_nothing
             a_running_consumer_takes_over_from_one_that_dies

@@ -49,11 +49,13 @@ impl Default for LocalTransport {
 impl LocalTransport {
     /// With so many partitions a topic. The default has 4.
     pub fn new(partitions: usize) -> Self {
-        Self::with(partitions.max(1), 1 << 20)
+        Self::limited(partitions, 1 << 20)
     }
 
-    fn with(partitions: usize, largest: usize) -> Self {
+    /// With so many partitions a topic, and so many bytes a message. The default is a mebibyte.
+    pub fn limited(partitions: usize, max_message_bytes: usize) -> Self {
         let (topics, progress) = (Mutex::default(), Mutex::default());
+        let (partitions, largest) = (partitions.max(1), max_message_bytes);
         Self { inner: Arc::new(Inner { partitions, largest, topics, progress }) }
     }
 }
@@ -143,7 +145,10 @@ fn size(message: &Message) -> usize {
     let text = |texts: &std::collections::BTreeMap<String, String>| -> usize {
         texts.iter().map(|(name, value)| name.len() + value.len()).sum()
     };
-    message.data.len() + message.key.len() + text(&message.headers) + text(&message.extensions)
+    let subject = message.subject.as_ref().map_or(0, String::len);
+    let attributes =
+        message.id.len() + message.kind.len() + message.source.len() + subject + message.content_type.len();
+    message.data.len() + message.key.len() + attributes + text(&message.headers) + text(&message.extensions)
 }
 
 struct Running {

@@ -2,7 +2,7 @@
 
 use super::{
     Kept,
-    trial::{Gate, Journal, React, World, assert_in_order, began, no_overlap, take, take_slowly},
+    trial::{Gate, Journal, React, World, assert_in_order, at_once, began, no_overlap, take, take_slowly},
 };
 use crate::{
     message::Message,
@@ -30,6 +30,18 @@ pub(super) async fn a_consumer_that_stops_ends_its_batch_and_keeps_its_progress(
     promise!(again.is_empty(), "{} of {} messages that were dealt with came again", again.len(), before.len());
     promise!(journal.handled().len() == before.len(), "it went on after it had stopped");
     Ok(())
+}
+
+pub(super) async fn a_consumer_whose_receiver_is_unavailable_can_stop(world: &World<'_>) -> Kept {
+    let (journal, after, sent) = (Arc::new(Journal::default()), Arc::new(Journal::default()), world.events("k", 20));
+    world.publish(&sent).await?;
+    let consumer = world.read(&journal, at_once(|_, _| Err(Unavailable("not now".into())))).await?;
+    world.until(&journal, "a batch begins", |entries| !entries.is_empty()).await?;
+    let stopped = timeout(world.broker.patience(), consumer.stop()).await;
+    promise!(stopped.is_ok(), "it waits for a receiver that may never be available");
+    let _consumer = world.read(&after, take()).await?;
+    world.until_handled(&after, &sent).await?;
+    assert_in_order(&sent, &after.handled())
 }
 
 pub(super) async fn what_is_under_way_ends_before_another_consumer_goes_on(world: &World<'_>) -> Kept {
