@@ -18,8 +18,8 @@ impl Broker for Local {
     async fn topic(&self, _: &str) {}
 }
 
-async fn conforms() {
-    let report = transport::conformance(&Local(LocalTransport::default())).await;
+async fn conforms(local: LocalTransport) {
+    let report = transport::conformance(&Local(local)).await;
     // It has no records but messages, and is never away.
     assert_eq!(
         report.left_out,
@@ -30,10 +30,16 @@ async fn conforms() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_local_transport_conforms() {
-    conforms().await;
+    conforms(LocalTransport::default()).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_local_transport_conforms_in_virtual_time() {
-    conforms().await;
+    conforms(LocalTransport::default()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_local_transport_conforms_with_other_limits() {
+    conforms(LocalTransport::limited(7, 1000)).await;
+    assert_eq!(LocalTransport::limited(7, 1000).max_message_bytes(), 1000);
 }

@@ -72,6 +72,26 @@ async fn reserve(cx: CommandCx<Ledger>, _: &mut (), Reserve(quantity): Reserve) 
     }
 }
 
+/// A command whose reader panics.
+#[derive(Debug, Serialize)]
+struct Cursed;
+
+impl<'de> Deserialize<'de> for Cursed {
+    fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        panic!("a reader that panics")
+    }
+}
+
+impl Command for Cursed {
+    const TYPE: &'static str = "inventory.curse.v1";
+    const TOPIC: &'static str = "inventory.commands";
+    type Reply = ();
+}
+
+async fn curse(_: CommandCx<Ledger>, _: &mut (), _: Cursed) -> Result<(), StepError> {
+    Ok(())
+}
+
 /// Says as much as it is asked to.
 async fn describe(_: CommandCx<Ledger>, _: &mut (), Describe(bytes): Describe) -> Result<String, StepError> {
     Ok("x".repeat(bytes as usize))
@@ -104,6 +124,7 @@ impl World {
         let inventory = Participant::new("inventory", MemoryInbox::default(), ledger.clone())
             .on(reserve)
             .on(describe)
+            .on(curse)
             .on_undo(release)
             .timeout(allowed);
         let payment = Participant::new("payment", MemoryInbox::default(), ledger.clone()).on(charge);
@@ -653,4 +674,10 @@ async fn an_event_that_was_refused_stays_unhandled_when_it_comes_again() {
     let (told, dead) = told_of(vec![refused.clone(), refused, event(1)], 2).await;
     assert_eq!(told, ["told of 15", "told of 1"]);
     assert_eq!(dead, ["nobody to tell", "nobody to tell"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_payload_whose_reader_panics_is_refused_and_a_dead_letter() {
+    let message = Message { kind: Cursed::TYPE.into(), ..command("null") };
+    refused(&poison(message).await, "a reader that panics");
 }

@@ -1,7 +1,7 @@
 use super::{Command, Inbox, Job};
 use crate::{
     Encoded, SagaId, StepError,
-    error::shortened,
+    error::{panic_message, shortened},
     message::{Answer, CommandAttributes, CommandId, Message, Op},
     transport::{
         Consumer, Outgoing, PublishError, Receiver, Subscription, Transport, TransportError, Unavailable, Verdict,
@@ -13,6 +13,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     fmt,
     ops::Deref,
+    panic::catch_unwind,
     sync::Arc,
     time::Duration,
 };
@@ -147,7 +148,13 @@ struct Handling<D, Tx> {
 }
 
 fn read<C: Command>(data: &[u8]) -> Result<C, String> {
-    serde_json::from_slice(data).map_err(|error| shortened(format!("the payload is no {}: {error}", C::TYPE)))
+    let error = match catch_unwind(|| serde_json::from_slice(data)) {
+        Ok(Ok(command)) => return Ok(command),
+        Ok(Err(error)) => error.to_string(),
+        // Nothing of it was done yet: it cannot be read, like any other.
+        Err(panic) => format!("its reader panicked: {}", panic_message(&*panic)),
+    };
+    Err(shortened(format!("the payload is no {}: {error}", C::TYPE)))
 }
 
 impl<I: Inbox, D: Send + Sync + 'static> Participant<I, D> {

@@ -29,6 +29,13 @@ pub(super) async fn a_message_arrives_as_it_was_sent(world: &World<'_>) -> Kept 
     exotic.data = (0..=255).collect();
     sent[1].message.data = vec![];
     sent[1].message.subject = None;
+    let foreign = &mut sent[2].message;
+    foreign.id = format!("{}/größe 7", foreign.id);
+    foreign.kind = "größe.gezählt.v1".into();
+    foreign.source = "日本/注文?a=b c".into();
+    foreign.subject = Some("%20 \u{1f980}".into());
+    foreign.headers.insert("empty".into(), String::new());
+    foreign.data = vec![0, 0xff, b'\n', b'\r'];
     let journal = Arc::new(Journal::default());
     let _consumer = world.read(&journal, take()).await?;
     world.publish(&sent).await?;
