@@ -372,6 +372,40 @@ async fn after_a_crash_the_very_same_command_is_sent_again_even_by_another_build
     assert_eq!(second.sagas::<Rewritten>().get(order).outcome().await.unwrap(), Outcome::Completed(70));
 }
 
+/// One command, sent for as long as it takes.
+struct Patient;
+
+impl Saga for Patient {
+    const NAME: &'static str = "patient";
+    const VERSION: u32 = 1;
+    type Input = String;
+    type Output = u64;
+    type Deps = ();
+
+    fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, u64> {
+        saga.pivot("charge").retry(Retry::fixed(Duration::from_secs(1)).forever()).command(Charge)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saga_that_waits_for_others_is_no_suspect_of_killing_its_workers() {
+    let (store, wire) = (MemoryStore::default(), Arc::new(Wire::default()));
+    let start = async || {
+        let builder = Engine::builder(store.clone()).transport("shop", wire.clone());
+        builder.register::<Patient>(()).unwrap().start().await.unwrap()
+    };
+    let mut engine = start().await;
+    let order = engine.sagas::<Patient>().submit("k", "r-1".into()).await.unwrap().id();
+    let charge = wire.next().await;
+    for _ in 0..5 {
+        engine.kill().await;
+        engine = start().await;
+        assert_eq!(wire.next().await.id, charge.id);
+    }
+    wire.answer(&charge, success(70)).await;
+    assert_eq!(engine.sagas::<Patient>().get(order).outcome().await.unwrap(), Outcome::Completed(70));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_cancel_does_not_wait_for_a_reply_but_undoes_what_is_in_doubt() {
     let (store, wire) = (MemoryStore::default(), Arc::new(Wire::default()));

@@ -42,6 +42,8 @@
 
 mod error;
 mod hints;
+#[cfg(feature = "axum")]
+pub mod http;
 mod inbox;
 mod migrations;
 pub mod outbox;

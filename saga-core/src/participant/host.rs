@@ -37,6 +37,12 @@ impl<D> CommandCx<D> {
         Self::new(id, deps, None)
     }
 
+    /// With headers that came with the command, such as `traceparent`.
+    pub fn with_headers(mut self, headers: std::collections::BTreeMap<String, String>) -> Self {
+        self.headers = Arc::new(headers);
+        self
+    }
+
     /// The step's idempotency key, for whoever else does a part of the work: the same for every repeat, and for a command and its undo.
     pub fn idempotency_key(&self) -> String {
         self.id.key()
