@@ -569,3 +569,20 @@ async fn a_pivot_that_was_answered_retry_to_the_end_is_parked_because_a_copy_of_
         sleep(Duration::from_millis(100)).await;
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_repeated_no_to_one_undo_counts_as_one_attempt() {
+    let (store, wire) = (MemoryStore::default(), Arc::new(Wire::default()));
+    let engine = engine(&store, &wire).await;
+    let order = engine.sagas::<Order>().submit("k", 3).await.unwrap();
+    wire.answer(&wire.next().await, success("r-1")).await;
+    wire.answer(&wire.next().await, Answer::Fail("declined".into())).await;
+    let release = wire.next().await;
+    for _ in 0..5 {
+        wire.answer(&release, Answer::Fail("not now".into())).await;
+    }
+    let again = wire.next().await;
+    assert_eq!(CommandAttributes::of(&again).unwrap().attempt, 2);
+    wire.answer(&again, success(())).await;
+    assert!(matches!(order.outcome().await.unwrap(), Outcome::RolledBack(_)));
+}

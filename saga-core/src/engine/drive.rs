@@ -247,8 +247,8 @@ impl Drive {
         self.read.push(mail.message);
     }
 
-    /// What does not apply any more changes nothing: a reply to what has its outcome, to another generation, and a `retry` of an attempt that was
-    /// counted already.
+    /// What does not apply any more changes nothing: a reply to what has its outcome, to another generation, and one that is not final of an attempt
+    /// that was counted already.
     fn hear(&mut self, reply: Reply) {
         let Some(step) = self.process.graph().find(&reply.id.step) else {
             let reason = format!("a reply to `{}`: there is no such step", reply.id.step);
@@ -259,7 +259,9 @@ impl Drive {
         let Some((sending, tries)) = sending.zip(self.state.tries(step)) else { return };
         let generation = if op == Op::Do { tries.generation } else { 0 };
         let current = reply.attempt == tries.made + 1 && tries.stuck.is_none();
-        if tries.command.is_none() || reply.id.generation != generation || !(current || reply.answer.is_final()) {
+        // An undo cannot be refused for good.
+        let is_final = reply.answer.is_final() && (op == Op::Do || matches!(reply.answer, Answer::Success(_)));
+        if tries.command.is_none() || reply.id.generation != generation || !(current || is_final) {
             return;
         }
         let longest = self.shared.config.payload;
