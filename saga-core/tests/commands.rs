@@ -586,3 +586,22 @@ async fn a_repeated_no_to_one_undo_counts_as_one_attempt() {
     wire.answer(&again, success(())).await;
     assert!(matches!(order.outcome().await.unwrap(), Outcome::RolledBack(_)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_acknowledgement_of_the_command_that_comes_late_is_not_taken_for_one_of_its_undo() {
+    let wire = Wire { acknowledgements: Some(Semaphore::new(0)), ..Wire::default() };
+    let (store, wire) = (MemoryStore::default(), Arc::new(wire));
+    let engine = engine(&store, &wire).await;
+    let order = engine.sagas::<Order>().submit("k", 3).await.unwrap();
+    // The replies are quicker than the acknowledgement of the very first command.
+    wire.answer(&wire.next().await, success("r-1")).await;
+    wire.answer(&wire.next().await, Answer::Fail("declined".into())).await;
+    sleep(Duration::from_secs(1)).await;
+    let begun = Instant::now();
+    wire.acknowledgements.as_ref().unwrap().add_permits(100);
+    let release = wire.next().await;
+    assert_eq!(CommandAttributes::of(&release).unwrap().attempt, 1);
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    wire.answer(&release, success(())).await;
+    assert!(matches!(order.outcome().await.unwrap(), Outcome::RolledBack(_)));
+}

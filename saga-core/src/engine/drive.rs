@@ -68,11 +68,16 @@ pub(crate) struct Drive {
 enum Attempted {
     NotBegun,
     Ended(Input),
-    /// Its command is out; the time for the reply is over at `until`.
-    Published {
-        attempt: u32,
-        until: Millis,
-    },
+    /// Its command is out, and the time for the reply is over then; or it may not be out.
+    Publication(Sent, Result<Millis, Input>),
+}
+
+/// Which command was sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Sent {
+    op: Op,
+    generation: u32,
+    attempt: u32,
 }
 
 /// A reply that is waited for.
@@ -219,18 +224,17 @@ impl Drive {
         match ended {
             Attempted::NotBegun => {}
             Attempted::Ended(input) => self.take(input),
-            // The reply may have been quicker than the broker's acknowledgement.
-            Attempted::Published { attempt, until } if self.attempt_of(step) == Some(attempt) => {
-                self.awaited.push(Awaited { step, since: self.now(), until });
-            }
-            Attempted::Published { .. } => {}
+            // The reply may have been quicker than the broker's acknowledgement, and something else may be next by now.
+            Attempted::Publication(sent, _) if self.next_sent(step) != Some(sent) => {}
+            Attempted::Publication(_, Ok(until)) => self.awaited.push(Awaited { step, since: self.now(), until }),
+            Attempted::Publication(_, Err(input)) => self.take(input),
         }
     }
 
-    /// The number of the attempt that is under way, or comes next.
-    fn attempt_of(&self, step: StepIndex) -> Option<u32> {
-        let tries = self.state.tries(step)?;
-        Some(tries.made + 1)
+    /// The command that is under way, or comes next.
+    fn next_sent(&self, step: StepIndex) -> Option<Sent> {
+        let (op, tries) = (self.op_of(step), self.state.tries(step)?);
+        Some(Sent { op, generation: if op == Op::Do { tries.generation } else { 0 }, attempt: tries.made + 1 })
     }
 
     fn open(&mut self, mail: Mail) {
@@ -414,17 +418,18 @@ impl Drive {
         let until = self.now() + Millis::try_from(allowed.as_millis()).unwrap_or(Millis::MAX / 2);
         let limits = Limits { shared: self.shared.clone(), lease: self.lease.clone() };
         let publish = messages.send(sending.topic, message);
+        let sent = Sent { op, generation, attempt };
         // A broker's refusal says that this attempt did not happen, and nothing of earlier ones.
         let first = !tries.in_doubt && tries.awaiting.is_none();
         Box::pin(async move {
             let outcome = match limits.attempt(allowed, publish).await {
-                Attempt::Ended(Ok(())) => return (step, Attempted::Published { attempt, until }),
+                Attempt::Ended(Ok(())) => return (step, Attempted::Publication(sent, Ok(until))),
                 Attempt::Ended(Err(error @ PublishError::Refused(_))) if first => Outcome::Fail(cut(error.to_string())),
                 Attempt::Ended(Err(error)) => Outcome::Unknown(cut(error.to_string())),
                 Attempt::Unknown(error) => Outcome::Unknown(format!("publishing the command: {error}")),
                 Attempt::NotBegun => return (step, Attempted::NotBegun),
             };
-            (step, Attempted::Ended(ended(step, op, outcome)))
+            (step, Attempted::Publication(sent, Err(ended(step, op, outcome))))
         })
     }
 
