@@ -556,3 +556,86 @@ fn the_types_of_commands_belong_to_the_fingerprint() {
          charge: pivot after reserve, sends payment.charge.v1\n"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_was_answered_retry_to_the_end_is_undone_because_a_copy_of_it_may_still_come() {
+    // The participant answered, and died before it committed the offset: its next node is given the same record, finds no row, and does it.
+    let (store, wire) = (MemoryStore::default(), Arc::new(Wire::default()));
+    let engine = engine(&store, &wire).await;
+    let order = engine.sagas::<Order>().submit("k", 3).await.unwrap();
+    for _ in 0..3 {
+        wire.answer(&wire.next().await, Answer::Retry("busy".into())).await;
+    }
+    let release = wire.next().await;
+    assert_eq!((release.kind.as_str(), body(&release)), ("inventory.release.v1", "null"));
+    wire.answer(&release, success(())).await;
+    assert!(matches!(order.outcome().await.unwrap(), Outcome::RolledBack(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_between_a_retry_and_the_next_attempt_undoes_the_command() {
+    let (store, wire) = (MemoryStore::default(), Arc::new(Wire::default()));
+    let engine = engine(&store, &wire).await;
+    let order = engine.sagas::<Order>().submit("k", 3).await.unwrap();
+    wire.answer(&wire.next().await, Answer::Retry("busy".into())).await;
+    engine.sagas::<Order>().cancel(order.id(), "changed my mind").await.unwrap();
+    let release = wire.next().await;
+    assert_eq!((release.kind.as_str(), body(&release)), ("inventory.release.v1", "null"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pivot_that_was_answered_retry_to_the_end_is_parked_because_a_copy_of_it_may_still_come() {
+    let (store, wire) = (MemoryStore::default(), Arc::new(Wire::default()));
+    let engine = engine(&store, &wire).await;
+    let order = engine.sagas::<Order>().submit("k", 3).await.unwrap();
+    wire.answer(&wire.next().await, success("r-1")).await;
+    let charge = wire.next().await;
+    wire.answer(&charge, Answer::Retry("busy".into())).await;
+    for _ in 0..2 {
+        wire.answer(&wire.next().await, Answer::Retry("busy".into())).await;
+    }
+    assert!(matches!(order.outcome().await.unwrap(), Outcome::Parked(_)));
+    engine.sagas::<Order>().resume(order.id(), "eve").await.unwrap();
+    let again = wire.next().await;
+    assert_eq!((&again.id, &again.data), (&charge.id, &charge.data), "under another key it could happen twice");
+    wire.answer(&again, success(70)).await;
+    while order.status().await.unwrap() != Status::Completed {
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeated_no_to_one_undo_counts_as_one_attempt() {
+    let (store, wire) = (MemoryStore::default(), Arc::new(Wire::default()));
+    let engine = engine(&store, &wire).await;
+    let order = engine.sagas::<Order>().submit("k", 3).await.unwrap();
+    wire.answer(&wire.next().await, success("r-1")).await;
+    wire.answer(&wire.next().await, Answer::Fail("declined".into())).await;
+    let release = wire.next().await;
+    for _ in 0..5 {
+        wire.answer(&release, Answer::Fail("not now".into())).await;
+    }
+    let again = wire.next().await;
+    assert_eq!(CommandAttributes::of(&again).unwrap().attempt, 2);
+    wire.answer(&again, success(())).await;
+    assert!(matches!(order.outcome().await.unwrap(), Outcome::RolledBack(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acknowledgement_of_the_command_that_comes_late_is_not_taken_for_one_of_its_undo() {
+    let wire = Wire { acknowledgements: Some(Semaphore::new(0)), ..Wire::default() };
+    let (store, wire) = (MemoryStore::default(), Arc::new(wire));
+    let engine = engine(&store, &wire).await;
+    let order = engine.sagas::<Order>().submit("k", 3).await.unwrap();
+    // The replies are quicker than the acknowledgement of the very first command.
+    wire.answer(&wire.next().await, success("r-1")).await;
+    wire.answer(&wire.next().await, Answer::Fail("declined".into())).await;
+    sleep(Duration::from_secs(1)).await;
+    let begun = Instant::now();
+    wire.acknowledgements.as_ref().unwrap().add_permits(100);
+    let release = wire.next().await;
+    assert_eq!(CommandAttributes::of(&release).unwrap().attempt, 1);
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    wire.answer(&release, success(())).await;
+    assert!(matches!(order.outcome().await.unwrap(), Outcome::RolledBack(_)));
+}
