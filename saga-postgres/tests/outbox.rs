@@ -109,7 +109,7 @@ fn unavailable() -> Result<(), PublishError> {
 }
 
 fn refused() -> Result<(), PublishError> {
-    Err(PublishError::Refused("not this one".into()))
+    Err(PublishError::Refused("not this\0one".into()))
 }
 
 #[tokio::test]
@@ -199,6 +199,11 @@ async fn an_event_that_is_too_large_is_an_error_and_the_transaction_goes_on() {
     let error = outbox.publish_message(&mut tx, "counted", &message).await.unwrap_err();
     assert!(error.to_string().contains("the limit is 1000"), "{error}");
     message.data = b"7".to_vec();
+    message.key = "k".repeat(2000);
+    let wide = &setup.outbox;
+    let error = wide.publish_message(&mut tx, "counted", &message).await.unwrap_err();
+    assert!(error.to_string().contains("2007 bytes in all, the limit is 2000"), "{error}");
+    message.key = "a".into();
     message.id = "no uuid".into();
     let error = outbox.publish_message(&mut tx, "counted", &message).await.unwrap_err();
     assert!(matches!(error, OutboxError::Id(_)), "{error}");
@@ -272,6 +277,20 @@ async fn a_refused_event_parks_its_key_and_no_other_until_an_operator_decides() 
     assert!(!setup.outbox.discard(parked[1].id).await.unwrap());
     relay.stop().await;
     assert_eq!(setup.outbox.parked(10).await.unwrap(), []);
+}
+
+/// The longest that there may be, of what cannot be made shorter: nothing of it may keep the relay from parking it.
+#[tokio::test]
+async fn an_event_with_the_longest_key_can_be_parked_too() {
+    let setup = fresh().await;
+    let broker = Broker::new();
+    broker.decide(|_| refused());
+    let relay = setup.relay(&broker).await;
+    let key: String =
+        (0..63).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect::<String>().split_at(1993).0.into();
+    setup.publish(&key, 1).await;
+    setup.until("SELECT count(*) = 1 FROM {schema}.saga_outbox_parked").await;
+    relay.stop().await;
 }
 
 #[tokio::test]

@@ -111,6 +111,9 @@ use uuid::Uuid;
 /// Keys are spread over so many shards. Fixed: it is written into every row.
 const SHARDS: i16 = 64;
 
+/// How many bytes a topic and a key may have together: no index of Postgres takes much more. The table checks it too.
+const LONGEST_KEY: usize = 2_000;
+
 /// How a [`PgOutbox`] is set up. From [`PgOutbox::options`].
 #[derive(Clone, Debug)]
 pub struct PgOutboxOptions {
@@ -209,7 +212,7 @@ impl PgOutbox {
     /// what gives their events an order.
     ///
     /// # Errors
-    /// [`OutboxError::TooLarge`], [`OutboxError::Codec`]: the transaction is none the worse. [`OutboxError::Postgres`]: it is lost, as always in Postgres.
+    /// [`OutboxError::TooLarge`], [`OutboxError::KeyTooLong`], [`OutboxError::Codec`]: the transaction is none the worse. [`OutboxError::Postgres`]: it is lost, as always in Postgres.
     pub async fn publish<E: Event>(
         &self,
         connection: &mut PgConnection,
@@ -234,6 +237,10 @@ impl PgOutbox {
         let bytes = row::bytes(message);
         if bytes > limit {
             return Err(OutboxError::TooLarge { kind: message.kind.clone(), key: message.key.clone(), bytes, limit });
+        }
+        let (bytes, limit) = (topic.len() + message.key.len(), LONGEST_KEY);
+        if bytes > limit {
+            return Err(OutboxError::KeyTooLong { topic: topic.into(), key: message.key.clone(), bytes, limit });
         }
         let id: Uuid = message.id.parse().map_err(|_| OutboxError::Id(message.id.clone()))?;
         let (traceparent, headers, extensions) = row::maps(message)?;

@@ -90,7 +90,7 @@ impl PgOutbox {
         Ok(unparked.rows_affected() > 0)
     }
 
-    /// Gives up a parked event: it is deleted and never leaves. What is behind it goes on. Waits until no relay is at its shard. `false` if there is no
+    /// Gives up a parked event: it is deleted, and no relay finds it any more. What is behind it goes on. Waits until no relay is at its shard. `false` if there is no
     /// such parked event.
     ///
     /// # Errors
