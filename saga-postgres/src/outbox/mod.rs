@@ -66,6 +66,9 @@
 //!
 //! **A relay deletes without waiting for the disk** (`synchronous_commit = off`): what a crash of the server brings back is a repeat.
 //!
+//! **Its connections are its own**, one a lane, made as those of the pool are: a broker that is slow takes no connection from the service. It sets
+//! parameters on them, so a pooler between must keep sessions; `publish` itself works through any.
+//!
 //! # Parked events
 //!
 //! A broker refuses what is too large for a topic, or what goes to a topic that may not be written. The first refused event of a key goes to `saga_outbox_parked`
