@@ -279,6 +279,23 @@ async fn a_refused_event_parks_its_key_and_no_other_until_an_operator_decides() 
     assert_eq!(setup.outbox.parked(10).await.unwrap(), []);
 }
 
+#[tokio::test]
+async fn a_topic_that_was_put_right_is_unparked_as_a_whole() {
+    let setup = fresh().await;
+    let broker = Broker::new();
+    broker.decide(|outgoing| if outgoing.topic == "counted" { refused() } else { Ok(()) });
+    let relay = setup.relay(&broker).await;
+    let keys: Vec<String> = (0..20).map(|n| format!("key-{n}")).collect();
+    setup.publish_quietly(&keys.iter().map(String::as_str).collect::<Vec<_>>(), 0..3).await;
+    setup.until("SELECT count(*) = 60 FROM {schema}.saga_outbox_parked").await;
+    broker.accept();
+    assert_eq!(setup.outbox.unpark_topic("elsewhere").await.unwrap(), 0);
+    assert_eq!(setup.outbox.unpark_topic("counted").await.unwrap(), 20);
+    broker.until_it_has(60).await;
+    relay.stop().await;
+    assert!(keys.iter().all(|key| broker.of_key(key) == [0, 1, 2]));
+}
+
 /// The longest that there may be, of what cannot be made shorter: nothing of it may keep the relay from parking it.
 #[tokio::test]
 async fn an_event_with_the_longest_key_can_be_parked_too() {

@@ -155,7 +155,7 @@ pub(crate) async fn run(
             frozen = pid(relay).map(|pid| (pid, Instant::now()));
             frozen.iter().for_each(|(pid, _)| signal(*pid, Signal::STOP));
             freezes += 1;
-        } else if due && !freeze {
+        } else if due && !freeze && (frozen.is_none() || relays.len() > 1) {
             let last = if frozen.is_some() { relays.pop_back() } else { relays.pop_front() };
             let mut killed = last.expect("a relay");
             killed.kill().await.expect("a kill");

@@ -30,7 +30,8 @@
 //! # What is promised
 //!
 //! 1. *If and only if.* An event of a transaction that rolled back, or to a savepoint before it, never leaves. One of a transaction that committed leaves,
-//!    whatever dies, as soon as a relay, the database and the broker live.
+//!    whatever dies, as soon as a relay, the database and the broker live. (Commit with `synchronous_commit` on, as is the default: a transaction that does not wait for the
+//!    disk can be lost in a crash after its events were seen and have left.)
 //! 2. *At least once.* A relay that dies between the broker's answer and the deletion of the row leaves a repeat behind, under the same message id. Receivers drop it by
 //!    that, as an [`Inbox`](saga_core::participant::Inbox) does.
 //! 3. *In order per key*: the first occurrences of events of one key and topic leave in the order in which they were written, between transactions of which one wrote after the
@@ -74,7 +75,7 @@
 //! A broker refuses what is too large for a topic, or what goes to a topic that may not be written. The first refused event of a key goes to `saga_outbox_parked`
 //! with the reason; later ones of the key follow without one. Only those that travelled in the very call in which it was refused may have left before it.
 //! [`PgOutbox::unpark`] has the refused one tried again, and the others follow when the broker has it; [`PgOutbox::discard`] gives it up and lets
-//! the others go.
+//! the others go. [`PgOutbox::unpark_topic`] is for a topic that was put right.
 //!
 //! # What to watch
 //!
