@@ -10,7 +10,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Start sagas and cancel them inside your own transactions with [`InTransaction`]. Tests get a throw-away Postgres from `testing`, behind the
+//! Start sagas and cancel them inside your own transactions with [`InTransaction`]; publish events from them through the [`outbox`]. Tests get a throw-away Postgres from `testing`, behind the
 //! feature of that name.
 //!
 //! # How it keeps its promises
