@@ -179,8 +179,9 @@ class Barrier(Case):
 
 class Work(Case):
     def work(self, work):
-        self.addCleanup(loyalty.WORK.__setitem__, "loyalty.award.v1", loyalty.WORK["loyalty.award.v1"])
-        loyalty.WORK["loyalty.award.v1"] = ("do", loyalty.read_award, work)
+        this = ("do", "loyalty.award.v1")
+        self.addCleanup(loyalty.WORK.__setitem__, this, loyalty.WORK[this])
+        loyalty.WORK[this] = (loyalty.read_award, work)
 
     def half(self, problem):
         def work(db, _command, _payload):
@@ -210,7 +211,7 @@ class Work(Case):
         self.participant.db.execute("PRAGMA busy_timeout = 10")
         other = sqlite3.connect(self.path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        with self.assertRaises(loyalty.DatabaseDown):
+        with self.assertRaises(sqlite3.OperationalError):
             self.send(self.saga)
         other.execute("ROLLBACK")
         other.close()
@@ -218,7 +219,7 @@ class Work(Case):
 
     def test_a_database_that_cannot_be_opened_is_waited_for(self):
         self.participant.database = os.path.join(os.path.dirname(self.path), "away", "loyalty.db")
-        with self.assertRaises(loyalty.DatabaseDown):
+        with self.assertRaises(sqlite3.OperationalError):
             self.send(self.saga)
         self.participant.database = self.path
         self.assertEqual(self.answer(self.saga)[0], "success")
