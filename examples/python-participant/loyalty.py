@@ -24,7 +24,6 @@ class Unreadable(Exception): ...  # the record, or its payload, is not what the 
 
 
 # --- The work: each gets the open transaction, the command and its payload. It neither commits nor publishes. ---
-
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS saga_barrier (
     saga_id text NOT NULL, step text NOT NULL, generation integer NOT NULL,
@@ -224,8 +223,7 @@ class Participant:
         where = {"topic": message.topic(), "partition": message.partition(), "offset": message.offset(), "time": now()}
         own = [(f"saga-dead-letter-{name}", str(fact)[:1000]) for name, fact in {"reason": reason, **where}.items()]
         headers = [(name, value) for name, value in message.headers() or [] if not name.startswith("saga-dead-letter-")]
-        key, value = message.key(), message.value()
-        short = value and value[:10_000]
+        key, value, short = message.key(), message.value(), message.value() and message.value()[:10_000]
         for key, value, kept in ((key, value, headers), (key, short, headers), (key, short, []), (None, short, [])):
             try:
                 return self.publish(message.topic() + ".dlt", key, value, kept + own)
