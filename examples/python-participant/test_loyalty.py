@@ -170,6 +170,11 @@ class Barrier(Case):
     def test_exactly_the_most_is_allowed(self):
         self.assertEqual(self.answer(self.saga, value=b'{"customer": "ann", "points": 10000}')[0], "success")
 
+    def test_a_saga_is_the_same_in_capitals(self):
+        self.answer(self.saga)
+        ((_, key, _, headers),) = self.send(self.saga.upper())
+        self.assertEqual((key, headers["ce_sagaid"], self.balance()), (self.saga.upper(), self.saga.upper(), 10))
+
     def test_survives_a_new_process(self):
         first = self.answer(self.saga)
         self.participant.db.close()
@@ -336,6 +341,10 @@ class DeadLetters(Case):
         self.participant.handle(Message([("a", b"b")], b"x" * 20_000))
         _, value, headers = self.dead(self.producer.sent[0])
         self.assertEqual((len(value), headers["a"]), (10_000, b"b"))
+
+    def test_a_dead_letter_again_says_where_it_was_last(self):
+        self.participant.handle(Message([("saga-dead-letter-offset", b"1"), ("saga-dead-letter-by", b"hand"), ("a", b"b")], b"x"))
+        self.assertEqual(len(self.dead(self.producer.sent[0])[2]), 6)
 
 
 class Consumer:
