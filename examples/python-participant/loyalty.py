@@ -1,7 +1,4 @@
-"""A saga participant: the loyalty points of a shop. Written from docs/src/messages.md alone; meant to be copied from.
-
-The upper half is the service's own work, the lower half is the contract and stays the same for every service.
-"""
+"""A saga participant, written from docs/src/messages.md alone, to copy from: first its own work, then what is the same for all."""
 
 import argparse
 import json
@@ -12,48 +9,31 @@ import signal
 import sqlite3
 import time
 import uuid
-from contextlib import contextmanager
 from datetime import datetime, timezone
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-log = logging.getLogger("loyalty")
-
-SERVICE = "loyalty"
-TOPIC = "loyalty.commands"
-MOST_POINTS = 10_000
+SERVICE, TOPIC, MOST_POINTS = "loyalty", "loyalty.commands", 10_000
+THIS = "WHERE saga_id = ? AND step = ? AND generation = ?"
+log = logging.getLogger(SERVICE)
 
 
-class Refused(Exception):
-    """A business no: nothing happened, and under this key it never will."""
-
-
-class TryLater(Exception):
-    """Nothing happened, but it may work later."""
-
-
-class Unreadable(Exception):
-    """The record, or its payload, is not what the contract says."""
+class Refused(Exception): ...  # a business no: nothing happened, and under this key it never will
+class TryLater(Exception): ...  # nothing happened, but it may work later
+class Unreadable(Exception): ...  # the record, or its payload, is not what the contract says
 
 
 # --- The work: each gets the open transaction, the command and its payload. It neither commits nor publishes. ---
-
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS saga_barrier (
-    saga_id    text    NOT NULL,
-    step       text    NOT NULL,
-    generation integer NOT NULL,
-    outcome    text,
-    reply      text,
-    undone     boolean NOT NULL DEFAULT false,
-    PRIMARY KEY (saga_id, step, generation)
+    saga_id text NOT NULL, step text NOT NULL, generation integer NOT NULL,
+    outcome text, reply text, undone boolean NOT NULL DEFAULT false, PRIMARY KEY (saga_id, step, generation)
 );
-CREATE TABLE IF NOT EXISTS balance (customer text PRIMARY KEY, points integer NOT NULL);
 CREATE TABLE IF NOT EXISTS award (
     saga_id text NOT NULL, step text NOT NULL, generation integer NOT NULL,
-    customer text NOT NULL, points integer NOT NULL,
-    PRIMARY KEY (saga_id, step, generation)
+    customer text NOT NULL, points integer NOT NULL, PRIMARY KEY (saga_id, step, generation)
 );
+CREATE TABLE IF NOT EXISTS balance (customer text PRIMARY KEY, points integer NOT NULL);
 """
 
 
@@ -73,26 +53,22 @@ def award(db, command, payload):
     balance = (row[0] if row else 0) + points
     if balance > MOST_POINTS:
         raise Refused(f"no customer may have more than {MOST_POINTS} points")
-    db.execute("INSERT INTO balance VALUES (?, ?) ON CONFLICT (customer) DO UPDATE SET points = excluded.points", (customer, balance))
+    db.execute("INSERT OR REPLACE INTO balance VALUES (?, ?)", (customer, balance))
     db.execute("INSERT INTO award VALUES (?, ?, ?, ?, ?)", (*command.key, customer, points))  # for the undo
     return {"balance": balance}
 
 
 def revoke(db, command, _payload):
     # What has to be undone is what this service wrote down, whatever the undo's payload says.
-    customer, points = db.execute("SELECT customer, points FROM award WHERE saga_id = ? AND step = ? AND generation = ?", command.key).fetchone()
+    customer, points = db.execute(f"SELECT customer, points FROM award {THIS}", command.key).fetchone()
     db.execute("UPDATE balance SET points = points - ? WHERE customer = ?", (points, customer))
 
 
-# type: (op, reads the payload, does the work)
-WORK = {
-    "loyalty.award.v1": ("do", read_award, award),
-    "loyalty.revoke.v1": ("undo", lambda value: None, revoke),
-}
+# (op, type): (reads the payload, does the work)
+WORK = {("do", "loyalty.award.v1"): (read_award, award), ("undo", "loyalty.revoke.v1"): (lambda value: None, revoke)}
 
 
 # --- The contract ---
-
 
 def read_json(value):
     try:
@@ -103,57 +79,41 @@ def read_json(value):
         raise Unreadable(f"the payload is not JSON: {e}") from e
 
 
-class Command:
-    COPIED = ("ce_sagaid", "ce_sagastep", "ce_sagagen", "ce_sagaop", "ce_sagaattempt")
-    NEEDED = ("ce_specversion", "ce_id", "ce_type", "ce_source", "ce_replyto", *COPIED)
+ANY, NUMBER, HEX = "(?s:.+)", "[0-9]{1,9}", "[0-9a-fA-F]"
+UUID = f"{HEX}{{8}}-{HEX}{{4}}-{HEX}{{4}}-{HEX}{{4}}-{HEX}{{12}}"
+COPIED = {"ce_sagaid": UUID, "ce_sagastep": ANY, "ce_sagagen": NUMBER, "ce_sagaop": "do|undo", "ce_sagaattempt": NUMBER}
+NEEDED = {"ce_specversion": "1[.]0", "ce_id": ANY, "ce_type": ANY, "ce_source": ANY, "ce_replyto": ANY, **COPIED}
+TRACEPARENT = "(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-([0-9a-f]{2})(-.*)?"
 
+
+class Command:
     def __init__(self, message):
         self.headers = {}
         for name, value in message.headers() or []:
-            try:
-                self.headers[name] = (value or b"").decode()
-            except UnicodeDecodeError:  # counts as not there: a header that nobody here needs must not be a hindrance
-                self.headers.pop(name, None)
-        missing = [name for name in self.NEEDED if not self.headers.get(name)]
-        if missing:
-            raise Unreadable(f"header missing or not text: {', '.join(missing)}")
-        if self.headers["ce_specversion"] != "1.0":
-            raise Unreadable("ce_specversion is not 1.0")
+            # What is not UTF-8 matches nothing below; in a header that nobody needs it must not be a hindrance.
+            self.headers[name] = (value or b"").decode(errors="surrogateescape")
+        bad = [name for name, pattern in NEEDED.items() if not self.readable(name, pattern)]
+        if bad:
+            raise Unreadable(f"header missing or not readable: {', '.join(bad)}")
         self.type, self.op, self.value = self.headers["ce_type"], self.headers["ce_sagaop"], message.value()
-        if self.op not in ("do", "undo"):
-            raise Unreadable("ce_sagaop is neither do nor undo")
-        for name in ("ce_sagagen", "ce_sagaattempt"):
-            if not re.fullmatch("[0-9]{1,9}", self.headers[name]):
-                raise Unreadable(f"{name} is not a whole number")
-        try:
-            saga_id = str(uuid.UUID(self.headers["ce_sagaid"]))
-        except ValueError as e:
-            raise Unreadable("ce_sagaid is not a UUID") from e
-        self.key = (saga_id, self.headers["ce_sagastep"], int(self.headers["ce_sagagen"]))
+        self.key = (self.headers["ce_sagaid"].lower(), self.headers["ce_sagastep"], int(self.headers["ce_sagagen"]))
+
+    def readable(self, name, pattern=ANY):
+        text = self.headers.get(name, "")
+        return re.fullmatch(pattern, text) if not re.search("[\ud800-\udfff]", text) else None
 
     def reply_headers(self, outcome):
-        return {
-            "ce_specversion": "1.0",
-            "ce_id": str(uuid.uuid4()),
-            "ce_type": self.type + ".reply",
-            "ce_source": SERVICE,
-            "ce_subject": self.headers["ce_sagaid"],
-            "ce_time": now(),
-            "content-type": "application/json",
-            "ce_sagaoutcome": outcome,
-            **{name: self.headers[name] for name in self.COPIED},
-            **self.trace(),
-        }
+        own = {"ce_id": str(uuid.uuid4()), "ce_type": self.type + ".reply", "ce_source": SERVICE, "ce_time": now()}
+        always = {"ce_specversion": "1.0", "content-type": "application/json"}
+        copied = {name: self.headers[name] for name in COPIED}
+        return {**always, **own, "ce_subject": copied["ce_sagaid"], **copied, "ce_sagaoutcome": outcome, **self.trace()}
 
     def trace(self):
         """The same trace, with a span of our own. A traceparent that cannot be read is dropped, its tracestate too."""
-        trace = {"baggage": self.headers["baggage"]} if self.headers.get("baggage") else {}
-        parent = re.fullmatch("00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})", self.headers.get("traceparent", ""))
-        if parent and int(parent[1], 16) and int(parent[2], 16):
-            trace["traceparent"] = f"00-{parent[1]}-{secrets.token_hex(8)}-{parent[3]}"
-            if self.headers.get("tracestate"):
-                trace["tracestate"] = self.headers["tracestate"]
-        return trace
+        parent = self.readable("traceparent", TRACEPARENT)
+        own = {"traceparent": f"00-{parent[1]}-{secrets.token_hex(8)}-{parent[2]}"} if parent else {}
+        handed_on = ("tracestate", "baggage") if parent else ("baggage",)
+        return own | {name: self.headers[name] for name in handed_on if self.readable(name)}
 
 
 def now():
@@ -161,20 +121,19 @@ def now():
 
 
 def error(text):
-    return json.dumps({"error": str(text)})
+    return json.dumps({"error": str(text)[:1000]})
 
 
-def barrier(db, command, work):
-    """Steps 1 to 3: what to answer, as (outcome, payload). Runs in the caller's transaction."""
-    this_row = "WHERE saga_id = ? AND step = ? AND generation = ?"
+def barrier(db, command, work, payload):
+    """Steps 1 to 3: what to answer, as (outcome, payload). In the caller's transaction."""
     db.execute("INSERT INTO saga_barrier (saga_id, step, generation) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", command.key)
-    # No FOR UPDATE, and SQLite has none: BEGIN IMMEDIATE has taken the only write lock of the whole database, so nobody else
-    # is between this line and the commit. On a server's database both statements are needed as the contract says.
-    outcome, reply, undone = db.execute(f"SELECT outcome, reply, undone FROM saga_barrier {this_row}", command.key).fetchone()
+    # SQLite has no FOR UPDATE and needs none: BEGIN IMMEDIATE has taken the only write lock of the whole database, so that
+    # nobody else writes until the commit. With a server's database it has to be there.
+    outcome, reply, undone = db.execute(f"SELECT outcome, reply, undone FROM saga_barrier {THIS}", command.key).fetchone()
     if command.op == "undo":
         if outcome == "success" and not undone:
-            work(db)
-        db.execute(f"UPDATE saga_barrier SET undone = true {this_row}", command.key)  # with nothing done: a tombstone
+            work(db, command, payload)
+        db.execute(f"UPDATE saga_barrier SET undone = true {THIS}", command.key)  # with nothing done: a tombstone
         return "success", "null"
     if outcome:
         return outcome, reply
@@ -182,28 +141,23 @@ def barrier(db, command, work):
         return "fail", error("the undo came first")
     db.execute("SAVEPOINT work")
     try:
-        outcome, reply = "success", json.dumps(work(db))
+        outcome, reply = "success", json.dumps(work(db, command, payload))
     except Refused as no:
         db.execute("ROLLBACK TO work")  # what the work wrote goes, the row stays
         outcome, reply = "fail", error(no)
-    db.execute(f"UPDATE saga_barrier SET outcome = ?, reply = ? {this_row}", (outcome, reply, *command.key))
+    db.execute(f"UPDATE saga_barrier SET outcome = ?, reply = ? {THIS}", (outcome, reply, *command.key))
     return outcome, reply
 
 
-class DatabaseDown(Exception):
-    """Locked, gone or full: nothing that the command is to blame for."""
+# Locked, gone or full: nothing that the command is to blame for.
+DOWN = [getattr(sqlite3, "SQLITE_" + name) for name in ("BUSY", "LOCKED", "CANTOPEN", "IOERR", "FULL", "READONLY")]
+# What is said to a reply each time: no such topic, no topic's name, not allowed, too large. Waiting would stop the partition.
+NO_TOPIC = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError.TOPIC_EXCEPTION, KafkaError._INVALID_ARG)
+REFUSED_FOR_GOOD = (*NO_TOPIC, KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.MSG_SIZE_TOO_LARGE)
 
-    CODES = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY)
 
-
-# What a reply's topic answers each time: waiting for it would stop the partition.
-REFUSED_FOR_GOOD = (
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError._UNKNOWN_TOPIC,
-    KafkaError.TOPIC_EXCEPTION,  # a name that no topic can have
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.MSG_SIZE_TOO_LARGE,
-)
+def refuse(_db, _command, problem):
+    raise Refused(problem)
 
 
 class Participant:
@@ -231,123 +185,112 @@ class Participant:
         """(outcome, payload, why the command is a dead letter besides or None)"""
         problem = None
         try:
-            op, read, work = WORK.get(command.type, (None, None, None))
-            if op != command.op:
-                raise Unreadable(f"no {command.op} has the type {command.type}" if op else f"unknown type {command.type}")
+            if (command.op, command.type) not in WORK:
+                raise Unreadable("unknown type, or not for this")
+            read, work = WORK[command.op, command.type]
             payload = read(command.value)
-            step = lambda db: work(db, command, payload)
         except Unreadable as e:
-            problem = e
+            problem = f"{command.op} {command.type}: {e}"
             if command.op == "undo":
                 return "fail", error(problem), problem
-            step = refuse(problem)
+            work, payload = refuse, problem  # in the barrier: it must not take effect later
         try:
-            with self.transaction() as db:
-                return *barrier(db, command, step), problem
+            return *self.transaction(lambda db: barrier(db, command, work, payload)), problem
         except TryLater as e:
             return "retry", error(e), problem
         except Exception as e:
-            if isinstance(e, sqlite3.Error) and getattr(e, "sqlite_errorcode", 0) & 0xFF in DatabaseDown.CODES:
-                raise DatabaseDown(str(e)) from e
+            if getattr(e, "sqlite_errorcode", 0) & 0xFF in DOWN:
+                raise
             log.exception("%s %s", command.op, command.headers["ce_id"])
             return "unknown", error("internal error"), problem
 
-    @contextmanager
-    def transaction(self):
+    def transaction(self, act):
         if self.db is None:
             db = sqlite3.connect(self.database, timeout=1, isolation_level=None)  # None: transactions are ours to begin
             db.executescript(SCHEMA)
             self.db = db
         self.db.execute("BEGIN IMMEDIATE")
         try:
-            yield self.db
+            result = act(self.db)
             self.db.execute("COMMIT")
+            return result
         finally:
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
 
     def bury(self, message, reason):
         log.warning("dead letter: %s [%s] at %s: %s", message.topic(), message.partition(), message.offset(), reason)
-        where = {"topic": message.topic(), "partition": message.partition(), "offset": message.offset()}
-        own = {f"saga-dead-letter-{name}": str(value) for name, value in {"reason": reason, **where, "time": now()}.items()}
-        headers = [(name, value) for name, value in message.headers() or [] if name not in own]
-        short = message.value() and message.value()[:10_000]
-        for value, kept in ((message.value(), headers), (short, headers), (short, [])):  # cut, if it must be
+        where = {"topic": message.topic(), "partition": message.partition(), "offset": message.offset(), "time": now()}
+        own = [(f"saga-dead-letter-{name}", str(fact)[:1000]) for name, fact in {"reason": reason, **where}.items()]
+        headers = [(name, value) for name, value in message.headers() or [] if not name.startswith("saga-dead-letter-")]
+        key, value, short = message.key(), message.value(), message.value() and message.value()[:10_000]
+        for key, value, kept in ((key, value, headers), (key, short, headers), (key, short, []), (None, short, [])):
             try:
-                return self.publish(message.topic() + ".dlt", message.key(), value, kept + list(own.items()))
+                return self.publish(message.topic() + ".dlt", key, value, kept + own)
             except KafkaException as e:
-                if e.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:
+                if e.args[0].code() != KafkaError.MSG_SIZE_TOO_LARGE:  # then cut, as it must be
                     raise
         raise RuntimeError("the broker takes no dead letter of any size")
 
     def publish(self, topic, key, value, headers):
         """Returns when the broker has acknowledged it."""
         result = []
-        self.producer.produce(topic, key=key, value=value, headers=headers, on_delivery=lambda problem, _: result.append(problem))
+        self.producer.produce(topic, key=key, value=value, headers=headers, on_delivery=lambda e, _: result.append(e))
         self.producer.flush(15)
         problem = result[0] if result else KafkaError(KafkaError._TIMED_OUT, "no acknowledgement")
         if problem:
             raise KafkaException(problem)
 
 
-def refuse(problem):
-    def step(_db):
-        raise Refused(problem)
-
-    return step
+def take(consumer, participant, message):
+    try:
+        participant.handle(message)
+    except (sqlite3.Error, KafkaException) as e:
+        # Waits without standing still: the same record comes again from the next polls, its offset uncommitted.
+        log.warning("waiting, at offset %s: %s", message.offset(), e)
+        if isinstance(e, KafkaException) and e.args[0].fatal():
+            raise
+        consumer.seek(TopicPartition(message.topic(), message.partition(), message.offset()))
+        return time.sleep(0.2)
+    try:
+        consumer.commit(message, asynchronous=False)
+    except KafkaException as e:  # the partition may be another node's now: there the record comes again, harmlessly
+        log.warning("offset %s not committed: %s", message.offset(), e)
 
 
 def run(consumer, participant, stopping):
-    announced = False
+    announcements = ["ready"]
 
     def on_assign(_consumer, partitions):
-        nonlocal announced
-        if partitions and not announced:
-            announced = True
-            print("ready", flush=True)
+        if partitions and announcements:
+            print(announcements.pop(), flush=True)
 
     consumer.subscribe([TOPIC], on_assign=on_assign)
     try:
         while not stopping():
             message = consumer.poll(0.5)
-            if message is None:
-                continue
-            if message.error():
+            if message is not None and message.error():
+                log.warning("consumer: %s", message.error().str())
                 if message.error().fatal():
                     raise KafkaException(message.error())
-                log.warning("consumer: %s", message.error().str())
-                continue
-            try:
-                participant.handle(message)
-            except (DatabaseDown, KafkaException) as e:
-                if isinstance(e, KafkaException) and e.args[0].fatal():
-                    raise
-                # Waits without standing still: the same record comes again from the next polls, its offset uncommitted.
-                log.warning("waiting, at offset %s: %s", message.offset(), e)
-                consumer.seek(TopicPartition(message.topic(), message.partition(), message.offset()))
-                time.sleep(0.2)
-                continue
-            try:
-                consumer.commit(message, asynchronous=False)
-            except KafkaException as e:  # the partition may be another node's now: there the record comes again, harmlessly
-                log.warning("offset %s not committed: %s", message.offset(), e)
+            elif message is not None:
+                take(consumer, participant, message)
     finally:
         consumer.close()
 
 
 def main():
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--brokers", required=True)
-    arguments.add_argument("--database", required=True)
-    arguments = arguments.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("--brokers", "--database"):
+        parser.add_argument(name, required=True)
+    arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     stop = []
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda *_: stop.append(True))  # the record in hand is finished first
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(True))  # the record in hand is finished first
     brokers = {"bootstrap.servers": arguments.brokers}
     consumer = Consumer(brokers | {"group.id": SERVICE, "enable.auto.commit": False, "auto.offset.reset": "earliest"})
-    # A reply topic that does not exist is found out after 3 seconds, and is told from a broker that is away by the longer 10.
-    waits = {"delivery.timeout.ms": 10_000, "topic.metadata.propagation.max.ms": 3_000}
+    # The shorter wait finds out that a reply topic does not exist, the longer one that the broker is away.
+    waits = {"topic.metadata.propagation.max.ms": 3_000, "delivery.timeout.ms": 10_000}
     producer = Producer(brokers | {"acks": "all", "enable.idempotence": True} | waits)
     run(consumer, Participant(arguments.database, producer), lambda: stop)
 

@@ -170,6 +170,11 @@ class Barrier(Case):
     def test_exactly_the_most_is_allowed(self):
         self.assertEqual(self.answer(self.saga, value=b'{"customer": "ann", "points": 10000}')[0], "success")
 
+    def test_a_saga_is_the_same_in_capitals(self):
+        self.answer(self.saga)
+        ((_, key, _, headers),) = self.send(self.saga.upper())
+        self.assertEqual((key, headers["ce_sagaid"], self.balance()), (self.saga.upper(), self.saga.upper(), 10))
+
     def test_survives_a_new_process(self):
         first = self.answer(self.saga)
         self.participant.db.close()
@@ -179,8 +184,9 @@ class Barrier(Case):
 
 class Work(Case):
     def work(self, work):
-        self.addCleanup(loyalty.WORK.__setitem__, "loyalty.award.v1", loyalty.WORK["loyalty.award.v1"])
-        loyalty.WORK["loyalty.award.v1"] = ("do", loyalty.read_award, work)
+        this = ("do", "loyalty.award.v1")
+        self.addCleanup(loyalty.WORK.__setitem__, this, loyalty.WORK[this])
+        loyalty.WORK[this] = (loyalty.read_award, work)
 
     def half(self, problem):
         def work(db, _command, _payload):
@@ -210,7 +216,7 @@ class Work(Case):
         self.participant.db.execute("PRAGMA busy_timeout = 10")
         other = sqlite3.connect(self.path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        with self.assertRaises(loyalty.DatabaseDown):
+        with self.assertRaises(sqlite3.OperationalError):
             self.send(self.saga)
         other.execute("ROLLBACK")
         other.close()
@@ -218,7 +224,7 @@ class Work(Case):
 
     def test_a_database_that_cannot_be_opened_is_waited_for(self):
         self.participant.database = os.path.join(os.path.dirname(self.path), "away", "loyalty.db")
-        with self.assertRaises(loyalty.DatabaseDown):
+        with self.assertRaises(sqlite3.OperationalError):
             self.send(self.saga)
         self.participant.database = self.path
         self.assertEqual(self.answer(self.saga)[0], "success")
@@ -335,6 +341,10 @@ class DeadLetters(Case):
         self.participant.handle(Message([("a", b"b")], b"x" * 20_000))
         _, value, headers = self.dead(self.producer.sent[0])
         self.assertEqual((len(value), headers["a"]), (10_000, b"b"))
+
+    def test_a_dead_letter_again_says_where_it_was_last(self):
+        self.participant.handle(Message([("saga-dead-letter-offset", b"1"), ("saga-dead-letter-by", b"hand"), ("a", b"b")], b"x"))
+        self.assertEqual(len(self.dead(self.producer.sent[0])[2]), 6)
 
 
 class Consumer:
