@@ -4,7 +4,7 @@ use crate::{
     Result,
     client::Participant,
     saga::{OrderSaga, OrderSagaOverKafka, PlaceOrder, Shop},
-    service::{self, Place, Problem, idempotency_key},
+    service::{self, GRACE, Place, Problem, idempotency_key},
 };
 use axum::{
     Json, Router,
@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::{PgConnection, PgPool};
 use std::{sync::Arc, time::Duration};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 /// The service's name.
@@ -81,7 +82,8 @@ pub async fn serve(place: &Place, participants: Participants) -> Result<()> {
         .route("/books", get(books))
         .with_state(Orders { db, store, sagas });
     service::serve(router, place).await?;
-    engine.shutdown(Duration::from_secs(5)).await;
+    // See `service::take_part`.
+    let _ = timeout(2 * GRACE, engine.shutdown(GRACE)).await;
     Ok(())
 }
 

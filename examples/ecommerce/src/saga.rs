@@ -57,7 +57,8 @@ impl Saga for OrderSaga {
     }
 }
 
-/// Over Kafka: a step is a command, and its output is the reply.
+/// Over Kafka: a step is a command, and its output is the reply. A command waits in its topic while its receiver is away, so there is no need to be quick to
+/// send it again.
 pub struct OrderSagaOverKafka;
 
 impl Saga for OrderSagaOverKafka {
@@ -72,13 +73,11 @@ impl Saga for OrderSagaOverKafka {
 
         let total = saga.compensatable("place-order").run(place_order).compensate(cancel_order);
         saga.compensatable("reserve-stock")
-            .timeout(Duration::from_secs(5))
             .command(|PlaceOrder { product_id, quantity, .. }| ReserveStock { product_id, quantity })
             .compensate_command(|_, _| ReleaseStock {});
         saga.pivot("charge-payment")
             .reads(total)
             .retry(for_minutes)
-            .timeout(Duration::from_secs(5))
             .command(|PlaceOrder { user_id, .. }, amount| ChargePayment { user_id, amount });
         saga.retriable("start-delivery")
             .retry(patiently().forever())

@@ -21,8 +21,11 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::oneshot,
+    time::timeout,
 };
 
+/// How long what is under way may take to end when a service stops.
+pub const GRACE: Duration = Duration::from_secs(5);
 /// How long a command may take.
 const ALLOWED: Duration = Duration::from_secs(30);
 
@@ -84,7 +87,8 @@ pub async fn take_part(place: &Place, router: Router, participant: Participant<P
     };
     serve(router, place).await?;
     if let Some(participating) = participating {
-        participating.stop().await;
+        // It would wait for a broker that is gone, and a shop that was killed takes its embedded one with it.
+        let _ = timeout(GRACE, participating.stop()).await;
     }
     Ok(())
 }

@@ -118,14 +118,15 @@ impl Shop {
         get(&format!("{}/orders/{order}", self.order)).await
     }
 
-    /// Waits for the end of an order, and tells its saga's history.
+    /// Waits for the end of an order, and tells what came of its saga's steps. When commands were sent is in the history too, but is another story each time.
     async fn ended(&self, order: &str) -> Result<Value> {
         let began = Instant::now();
         loop {
             let found = self.look_up(order).await?;
             if found["saga"] == "Completed" || found["saga"] == "RolledBack" {
                 let history = reqwest::get(format!("{}/orders/{order}/history", self.order)).await?.text().await?;
-                history.lines().for_each(|line| println!("      {line}"));
+                let outcomes = history.lines().filter(|line| !line.contains("commanded"));
+                outcomes.for_each(|line| println!("      {line}"));
                 println!("   ended after {:.2?}", began.elapsed());
                 return Ok(found);
             }
