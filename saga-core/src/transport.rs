@@ -21,11 +21,13 @@
 //! - **Hand-over.** [`Consumer::stop`] lets the batch under way end, keeps its progress, and gives the partitions to the group's other consumers. Their messages
 //!   are never handled by two consumers in the same order of events; a repeat at a change of hands is allowed.
 //!
-//! [`testing::transport`](crate::testing) checks all of this for any implementation.
+//! The module `testing::transport`, behind the feature `testing`, checks all of this for any implementation.
 
 mod delivery;
+mod local;
 
 pub use delivery::deliver;
+pub use local::LocalTransport;
 
 use crate::message::Message;
 use async_trait::async_trait;

@@ -3,7 +3,7 @@
 use crate::settings::Settings;
 use rdkafka::{
     ClientConfig,
-    admin::{AdminClient, AdminOptions, ConfigEntry, NewTopic, ResourceSpecifier, TopicReplication},
+    admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
     types::RDKafkaErrorCode,
@@ -217,22 +217,29 @@ pub(crate) async fn check(settings: &Settings, topics: &[TopicSpec]) -> Result<V
 }
 
 async fn check_retention(settings: &Settings, topics: &[&TopicSpec]) -> Result<Vec<String>, String> {
-    let admin: AdminClient<DefaultClientContext> = settings.probe().create().map_err(|error| error.to_string())?;
-    let resources: Vec<ResourceSpecifier<'_>> =
-        topics.iter().map(|topic| ResourceSpecifier::Topic(&topic.name)).collect();
-    let options = AdminOptions::new().request_timeout(Some(PATIENCE));
-    let answers = admin.describe_configs(&resources, &options).await.map_err(|error| error.to_string())?;
+    let names: Vec<&str> = topics.iter().map(|topic| topic.name.as_str()).collect();
     let mut faults = vec![];
-    for (topic, answer) in topics.iter().zip(answers) {
-        let name = &topic.name;
-        let config = answer.map_err(|code| format!("the broker does not say how topic `{name}` is set up: {code}"))?;
-        let value = |entry: &ConfigEntry| entry.value.as_deref().and_then(|value| value.parse::<i64>().ok());
-        let millis = config.get("retention.ms").and_then(value).unwrap_or(-1);
-        // -1 is for ever.
-        let wanted = topic.retention.map_or(0, |retention| i64::try_from(retention.as_millis()).unwrap_or(i64::MAX));
-        if (0..wanted).contains(&millis) {
-            faults.push(format!("topic `{name}` keeps its records for {millis} ms, not {wanted}"));
+    for (topic, found) in topics.iter().zip(retentions(settings, &names).await?) {
+        if let (Some(wanted), Some(found)) = (topic.retention, found)
+            && found < wanted
+        {
+            faults.push(format!("topic `{}` keeps its records for {found:?}, not {wanted:?}", topic.name));
         }
     }
     Ok(faults)
+}
+
+/// How long each topic keeps its records; `None` is for ever.
+pub(crate) async fn retentions(settings: &Settings, topics: &[&str]) -> Result<Vec<Option<Duration>>, String> {
+    let admin: AdminClient<DefaultClientContext> = settings.probe().create().map_err(|error| error.to_string())?;
+    let resources: Vec<ResourceSpecifier<'_>> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+    let options = AdminOptions::new().request_timeout(Some(PATIENCE));
+    let answers = admin.describe_configs(&resources, &options).await.map_err(|error| error.to_string())?;
+    let retention = |(topic, answer): (&&str, Result<ConfigResource, RDKafkaErrorCode>)| {
+        let config = answer.map_err(|code| format!("the broker does not say how topic `{topic}` is set up: {code}"))?;
+        let millis = config.get("retention.ms").and_then(|entry| entry.value.as_deref()?.parse::<i64>().ok());
+        // -1 is for ever.
+        Ok(millis.and_then(|millis| u64::try_from(millis).ok()).map(Duration::from_millis))
+    };
+    topics.iter().zip(answers).map(retention).collect()
 }

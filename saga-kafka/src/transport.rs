@@ -10,7 +10,7 @@ use crate::{
 use async_trait::async_trait;
 use rdkafka::config::FromClientConfig;
 use saga_core::transport::{Consumer, Outgoing, PublishError, Receiver, Subscription, Transport, TransportError};
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// The way over Kafka, see [the crate's docs](crate). A clone shares the producer.
 #[derive(Clone)]
@@ -98,6 +98,15 @@ impl KafkaTransport {
     pub async fn check_topics(&self, topics: &[TopicSpec]) -> Result<(), TransportError> {
         let faults = topics::check(&self.settings, topics).await.map_err(TransportError)?;
         if faults.is_empty() { Ok(()) } else { Err(TransportError(faults.join("\n"))) }
+    }
+
+    /// How long a topic keeps its records; `None` is for ever. What an inbox remembers of it has to live longer.
+    ///
+    /// # Errors
+    /// When the broker does not say.
+    pub async fn retention(&self, topic: &str) -> Result<Option<Duration>, TransportError> {
+        let found = topics::retentions(&self.settings, &[topic]).await.map_err(TransportError)?;
+        Ok(found.into_iter().next().flatten())
     }
 
     /// What this transport and its clones count.

@@ -20,6 +20,17 @@ pub enum SetupError {
         /// Why.
         source: sqlx::Error,
     },
+    /// An inbox forgets too soon.
+    #[error(
+        "the inbox keeps its rows for {keep:?}, and a command may come again for {}: let it keep them for longer (`PgInbox::keep_for`), or the topic less (`retention.ms`)",
+        .needed.map_or("ever".into(), |needed| format!("{needed:?}"))
+    )]
+    Retention {
+        /// For how long it keeps a row.
+        keep: std::time::Duration,
+        /// For how long it has to; `None` is for ever.
+        needed: Option<std::time::Duration>,
+    },
     /// The schema was migrated by a newer version of this library.
     #[error(
         "schema `{schema}` is at migration {found}, this version of the library knows up to {known}: upgrade the library"

@@ -44,6 +44,7 @@ mod error;
 mod hints;
 mod inbox;
 mod migrations;
+pub mod outbox;
 mod queries;
 mod store;
 #[cfg(all(feature = "testing", unix))]
@@ -52,5 +53,6 @@ mod transaction;
 
 pub use error::SetupError;
 pub use inbox::PgInbox;
+pub use outbox::PgOutbox;
 pub use store::{PgStore, PgStoreOptions};
 pub use transaction::InTransaction;

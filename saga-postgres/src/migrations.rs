@@ -2,7 +2,19 @@ use crate::SetupError;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
 /// The migrations in their order; the first has version 1.
-const MIGRATIONS: &[&str] = &[include_str!("migrations/0001_sagas.sql"), include_str!("migrations/0002_inbox.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001_sagas.sql"),
+    include_str!("migrations/0002_inbox.sql"),
+    include_str!("migrations/0003_outbox.sql"),
+];
+
+/// A schema's name goes into the SQL as it is.
+pub(crate) fn check_name(schema: &str) -> Result<(), SetupError> {
+    let wellformed = schema.len() <= 40
+        && schema.starts_with(|c: char| c.is_ascii_lowercase())
+        && schema.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    if wellformed { Ok(()) } else { Err(SetupError::SchemaName(schema.into())) }
+}
 
 /// All migrations of a schema as SQL, for those who run their own.
 pub(crate) fn printed(schema: &str) -> String {

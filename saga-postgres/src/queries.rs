@@ -1,35 +1,36 @@
 //! The SQL, one statement a file. Each file says what it does and which index serves it.
 
-use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
-
 macro_rules! queries {
-    ($($name:ident)*) => {
+    ($queries:ident: $($name:ident)*) => {
         /// Every statement, for one schema. Built once, at start-up.
         #[derive(Debug)]
-        pub(crate) struct Queries {
-            $(pub(crate) $name: SqlStr,)*
+        pub(crate) struct $queries {
+            $(pub(crate) $name: sqlx::SqlStr,)*
         }
 
-        impl Queries {
+        impl $queries {
             /// `edit` may change a statement before it is used: tests show in this way what breaks without a rule.
             pub(crate) fn new(schema: &str, edit: impl Fn(&str, String) -> String) -> Self {
                 let built = |name: &str, text: &str| {
                     // The schema's name was checked: it needs no quoting.
                     let sql: std::sync::Arc<str> = edit(name, text.replace("{schema}", schema)).into();
-                    AssertSqlSafe(sql).into_sql_str()
+                    sqlx::SqlSafeStr::into_sql_str(sqlx::AssertSqlSafe(sql))
                 };
                 Self { $($name: built(stringify!($name), include_str!(concat!("sql/", stringify!($name), ".sql"))),)* }
             }
 
             /// Every statement with its name.
-            pub(crate) fn all(&self) -> Vec<(&'static str, &SqlStr)> {
+            pub(crate) fn all(&self) -> Vec<(&'static str, &sqlx::SqlStr)> {
                 vec![$((stringify!($name), &self.$name)),*]
             }
         }
     };
 }
 
+pub(crate) use queries;
+
 queries! {
+    Queries:
     append append_written start start_existing
     claim_due claim_mailed journals unread owned disown
     mail post drop_dead_mail

@@ -70,7 +70,7 @@ impl PgStoreOptions {
     /// # Errors
     /// [`SetupError::SchemaName`]; [`SetupError::Postgres`] when there is no connection to be had.
     pub async fn connect(self) -> Result<PgStore, SetupError> {
-        check_schema(&self.schema)?;
+        migrations::check_name(&self.schema)?;
         // A lock that somebody's open transaction holds must not hold up a batch; a statement that nobody waits for must end. Statements are planned once
         // for a connection, by indexes: a plan made while the tables were empty has to be right when they are large. Where there is no index (the handful of workers) the
         // price that this puts on a scan would have it compiled, for a fifth of a second.
@@ -108,14 +108,6 @@ impl PgStoreOptions {
         };
         Ok(PgStore { inner: Arc::new(inner) })
     }
-}
-
-/// Whether a schema's name can go into statements as it is.
-pub(crate) fn check_schema(name: &str) -> Result<(), SetupError> {
-    let wellformed = name.len() <= 40
-        && name.starts_with(|c: char| c.is_ascii_lowercase())
-        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-    if wellformed { Ok(()) } else { Err(SetupError::SchemaName(name.into())) }
 }
 
 /// Sagas in Postgres. Cheap to clone.

@@ -509,8 +509,20 @@ async fn what_is_old_is_forgotten_and_what_is_young_is_not() {
     world.inbox.handle(&batch).await.unwrap();
     world.sql("UPDATE {schema}.saga_inbox SET received_at = now() - interval '8 days'").await;
     one(&world.inbox, world.done(&id(), "a")).await;
-    assert_eq!(world.inbox.prune(Duration::from_secs(7 * 24 * 3600)).await.unwrap(), 120);
+    let inbox = world.inbox.clone().keep_for(7 * DAY);
+    assert_eq!(inbox.prune().await.unwrap(), 120);
     assert_eq!(world.rows().await, 1);
+}
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+#[tokio::test]
+async fn an_inbox_that_forgets_before_its_topic_is_told_so() {
+    let inbox = World::start().await.inbox.keep_for(9 * DAY);
+    inbox.check_retention(Some(7 * DAY), 2 * DAY).unwrap();
+    let error = inbox.check_retention(Some(7 * DAY), 3 * DAY).unwrap_err().to_string();
+    assert!(error.contains("keeps its rows for 777600s, and a command may come again for 864000s"), "{error}");
+    assert!(inbox.check_retention(None, DAY).unwrap_err().to_string().contains("may come again for ever"));
 }
 
 #[tokio::test]

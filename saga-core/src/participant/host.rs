@@ -131,10 +131,22 @@ pub struct Participant<I: Inbox, D> {
     name: String,
     inbox: I,
     deps: Arc<D>,
-    handlers: HashMap<&'static str, (Op, Handler<D, I::Tx>)>,
+    handlers: HashMap<&'static str, Handling<D, I::Tx>>,
     topics: BTreeSet<&'static str>,
     allowed: Duration,
     batch: usize,
+}
+
+/// What is done about one type of command.
+struct Handling<D, Tx> {
+    op: Op,
+    /// Whether a payload can be read.
+    check: fn(&[u8]) -> Result<(), String>,
+    handler: Handler<D, Tx>,
+}
+
+fn read<C: Command>(data: &[u8]) -> Result<C, String> {
+    serde_json::from_slice(data).map_err(|error| format!("the payload is no {}: {error}", C::TYPE))
 }
 
 impl<I: Inbox, D: Send + Sync + 'static> Participant<I, D> {
@@ -178,13 +190,13 @@ impl<I: Inbox, D: Send + Sync + 'static> Participant<I, D> {
         let erased: Handler<D, I::Tx> = Arc::new(move |cx, tx, message| {
             let handler = handler.clone();
             Box::pin(async move {
-                let command = serde_json::from_slice::<C>(&message.data)
-                    .map_err(|error| StepError::fail(format!("the payload is no {}: {error}", C::TYPE)))?;
+                let command = read::<C>(&message.data).map_err(StepError::fail)?;
                 let reply = handler.call(cx, tx, command).await?;
                 Encoded::of(&reply).map_err(StepError::fail)
             })
         });
-        self.handlers.insert(C::TYPE, (op, erased));
+        let check = |data: &[u8]| read::<C>(data).map(drop);
+        self.handlers.insert(C::TYPE, Handling { op, check, handler: erased });
         self.topics.insert(C::TOPIC);
         self
     }
@@ -270,13 +282,10 @@ impl<I: Inbox, D: Send + Sync + 'static> Host<I, D> {
         let name = &self.participant.name;
         match self.participant.handlers.get(message.kind.as_str()) {
             None => Err(format!("`{name}` does not handle `{}`", message.kind)),
-            Some((op, _)) if *op != attributes.op => {
+            Some(Handling { op, .. }) if *op != attributes.op => {
                 Err(format!("`{name}` takes `{}` to {op}, not to {}", message.kind, attributes.op))
             }
-            Some(_) if serde_json::from_slice::<serde::de::IgnoredAny>(&message.data).is_err() => {
-                Err("the payload is not JSON".into())
-            }
-            Some((_, handler)) => Ok(handler.clone()),
+            Some(Handling { check, handler, .. }) => check(&message.data).map(|()| handler.clone()),
         }
     }
 

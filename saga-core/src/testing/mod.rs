@@ -6,6 +6,7 @@
 //! - [`same_graph`] guards a version's graph.
 //! - [`World`] is a participant for such tests.
 //! - [`conformance`] checks implementations of [`Store`](crate::store::Store).
+//! - [`transport`] checks implementations of [`Transport`](crate::transport::Transport).
 //!
 //! A step alone needs no kit: it is a function, called with [`Cx::test`](crate::Cx::test).
 #![allow(
@@ -18,6 +19,7 @@
 pub mod conformance;
 mod crash;
 mod faults;
+pub mod transport;
 mod world;
 
 use crate::{Definition, Saga};

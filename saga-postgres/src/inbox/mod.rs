@@ -2,7 +2,7 @@
 
 mod batch;
 
-use crate::{SetupError, error::meaning_of, migrations, queries::Queries, store::check_schema};
+use crate::{SetupError, error::meaning_of, migrations, queries::Queries};
 use async_trait::async_trait;
 use batch::Trouble;
 use saga_core::{
@@ -65,14 +65,17 @@ const PRUNED_AT_ONCE: i64 = 1000;
 ///
 /// # Retention
 ///
-/// A row has to outlive everything that could bring its command again: what the topic keeps, plus the longest time that a consumer or a saga may stand still. [`prune`](Self::prune)
-/// removes what is older.
+/// A row has to outlive everything that could bring its command again: what the topic keeps, plus the longest time that a consumer or a saga may stand still. It is
+/// [kept for](Self::keep_for) 30 days unless you say otherwise; [`check_retention`](Self::check_retention) compares at the start, and [`prune`](Self::prune) removes what is older.
 #[derive(Clone, Debug)]
 pub struct PgInbox {
     pool: PgPool,
     schema: Arc<str>,
     queries: Arc<Queries>,
+    keep: Duration,
 }
+
+const THIRTY_DAYS: Duration = Duration::from_secs(30 * 24 * 3600);
 
 impl PgInbox {
     /// On the participant's own pool, in the schema `saga`.
@@ -85,18 +88,18 @@ impl PgInbox {
     /// # Errors
     /// [`SetupError::SchemaName`].
     pub fn in_schema(pool: PgPool, schema: &str) -> Result<Self, SetupError> {
-        check_schema(schema)?;
+        migrations::check_name(schema)?;
         Ok(Self::build(pool, schema, |_, sql| sql))
     }
 
     /// For this crate's own tests: changes statements, to show what breaks without a rule.
     #[doc(hidden)]
     pub fn edit_sql(self, edit: fn(&str, String) -> String) -> Self {
-        Self::build(self.pool, &self.schema, edit)
+        Self { keep: self.keep, ..Self::build(self.pool, &self.schema, edit) }
     }
 
     fn build(pool: PgPool, schema: &str, edit: fn(&str, String) -> String) -> Self {
-        Self { pool, schema: schema.into(), queries: Arc::new(Queries::new(schema, edit)) }
+        Self { pool, schema: schema.into(), queries: Arc::new(Queries::new(schema, edit)), keep: THIRTY_DAYS }
     }
 
     /// Creates the schema and its tables, or brings them to this version of the library. Every process may call it at its start.
@@ -108,14 +111,33 @@ impl PgInbox {
         migrations::run(&mut connection, &self.schema).await
     }
 
-    /// Forgets what was received longer ago than that, and says how many rows it was. Call it from time to time; it may run on several nodes at once.
+    /// How long a row is kept. Defaults to 30 days.
+    pub const fn keep_for(mut self, keep: Duration) -> Self {
+        self.keep = keep;
+        self
+    }
+
+    /// Whether rows are kept for long enough. `topic` is what the topic of the commands keeps its records for, `None` if that is for ever; `pause` is the longest time that a consumer or a
+    /// saga may stand still. For the start of a service.
+    ///
+    /// # Errors
+    /// [`SetupError::Retention`] if not: a command that came again could be taken for a new one.
+    pub fn check_retention(&self, topic: Option<Duration>, pause: Duration) -> Result<(), SetupError> {
+        let needed = topic.map(|topic| topic + pause);
+        if needed.is_some_and(|needed| needed <= self.keep) {
+            return Ok(());
+        }
+        Err(SetupError::Retention { keep: self.keep, needed })
+    }
+
+    /// Forgets what was received longer ago than rows are [kept](Self::keep_for), and says how many rows it was. Call it from time to time; it may run on several nodes at once.
     ///
     /// # Errors
     /// Postgres'. What was forgotten before stays so.
-    pub async fn prune(&self, older_than: Duration) -> Result<u64, SetupError> {
+    pub async fn prune(&self) -> Result<u64, SetupError> {
         let mut pruned = 0;
         loop {
-            let sql = sqlx::query(self.queries.inbox_prune.clone()).bind(older_than.as_secs_f64()).bind(PRUNED_AT_ONCE);
+            let sql = sqlx::query(self.queries.inbox_prune.clone()).bind(self.keep.as_secs_f64()).bind(PRUNED_AT_ONCE);
             let removed = sql.execute(&self.pool).await?.rows_affected();
             pruned += removed;
             if removed < PRUNED_AT_ONCE.unsigned_abs() {

@@ -1,0 +1,356 @@
+//! A whole saga by commands and replies, and what becomes of messages that cannot be handled: documented answers, dead letters, and the next message goes on.
+
+use async_trait::async_trait;
+use saga_core::{
+    Encoded, Engine, MemoryStore, Out, Outcome, Saga, SagaBuilder, SagaId, StepError,
+    message::{CommandAttributes, CommandId, Message, Op},
+    participant::{Command, CommandCx, Event, EventCx, Listener, MemoryInbox, Participant, Participating},
+    transport::{LocalTransport, Outgoing, Receiver, Subscription, Transport, Unavailable, Verdict},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+
+macro_rules! command {
+    ($name:ident($field:ty) -> $reply:ty, $kind:literal, $topic:literal) => {
+        #[derive(Debug, Serialize, Deserialize)]
+        struct $name($field);
+        impl Command for $name {
+            const TYPE: &'static str = $kind;
+            const TOPIC: &'static str = $topic;
+            type Reply = $reply;
+        }
+    };
+}
+command!(Reserve(u32) -> u32, "inventory.reserve.v1", "inventory.commands");
+command!(Release(()) -> (), "inventory.release.v1", "inventory.commands");
+command!(Charge(u32) -> String, "payment.charge.v1", "payment.commands");
+
+struct Order;
+
+impl Saga for Order {
+    const NAME: &'static str = "order";
+    const VERSION: u32 = 1;
+    type Input = u32;
+    type Output = String;
+    type Deps = ();
+
+    fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, String> {
+        let reserved = saga.compensatable("reserve").command(Reserve).compensate_command(|_, _| Release(()));
+        saga.pivot("charge").reads(reserved).command(|_, reserved| Charge(reserved))
+    }
+}
+
+/// What was done, in its order.
+type Ledger = Arc<Mutex<Vec<String>>>;
+
+async fn reserve(cx: CommandCx<Ledger>, _: &mut (), Reserve(quantity): Reserve) -> Result<u32, StepError> {
+    match quantity {
+        13 => panic!("a handler that panics"),
+        14 => Err(StepError::unknown("a handler that always fails")),
+        15 => std::future::pending().await,
+        16 => Err(StepError::retry("busy")),
+        quantity => {
+            cx.lock().unwrap().push(format!("reserved {quantity}"));
+            Ok(quantity)
+        }
+    }
+}
+
+async fn release(cx: CommandCx<Ledger>, _: &mut (), _: Release) -> Result<(), StepError> {
+    cx.lock().unwrap().push(format!("released {}", cx.kept::<u32>()?.unwrap_or(0)));
+    Ok(())
+}
+
+async fn charge(cx: CommandCx<Ledger>, _: &mut (), Charge(quantity): Charge) -> Result<String, StepError> {
+    if quantity > 5 {
+        return Err(StepError::fail("declined"));
+    }
+    cx.lock().unwrap().push(format!("charged {quantity}"));
+    Ok(format!("receipt for {quantity}"))
+}
+
+/// A transport, an inventory and a payment service on it, and what they have done.
+struct World {
+    transport: Arc<dyn Transport>,
+    ledger: Ledger,
+    _services: [Participating; 2],
+}
+
+impl World {
+    async fn start() -> Self {
+        let (transport, ledger): (Arc<dyn Transport>, Ledger) = (Arc::new(LocalTransport::default()), Arc::default());
+        let allowed = Duration::from_millis(100);
+        let inventory = Participant::new("inventory", MemoryInbox::default(), ledger.clone())
+            .on(reserve)
+            .on_undo(release)
+            .timeout(allowed);
+        let payment = Participant::new("payment", MemoryInbox::default(), ledger.clone()).on(charge);
+        let services =
+            [inventory.start(transport.clone()).await.unwrap(), payment.start(transport.clone()).await.unwrap()];
+        Self { transport, ledger, _services: services }
+    }
+
+    fn done(&self) -> Vec<String> {
+        self.ledger.lock().unwrap().clone()
+    }
+
+    async fn send(&self, topic: &str, message: Message) {
+        let answers = self.transport.publish(&[Outgoing { topic: topic.into(), message }]).await;
+        assert_eq!(answers, [Ok(())]);
+    }
+
+    async fn listen(&self, topic: &str) -> mpsc::UnboundedReceiver<Message> {
+        let (sender, messages) = mpsc::unbounded_channel();
+        let subscription = Subscription { group: "test".into(), topics: vec![topic.into()], batch: 100 };
+        // It works until the runtime ends.
+        std::mem::forget(self.transport.subscribe(subscription, Arc::new(Into(sender))).await.unwrap());
+        messages
+    }
+}
+
+struct Into(mpsc::UnboundedSender<Message>);
+
+#[async_trait]
+impl Receiver for Into {
+    async fn receive(&self, batch: &[Message]) -> Result<Vec<Verdict>, Unavailable> {
+        batch.iter().for_each(|message| drop(self.0.send(message.clone())));
+        Ok(vec![Verdict::Done; batch.len()])
+    }
+}
+
+async fn next(messages: &mut mpsc::UnboundedReceiver<Message>) -> Message {
+    timeout(Duration::from_secs(1), messages.recv()).await.expect("nothing came within a second").unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saga_completes_by_commands_and_replies() {
+    let world = World::start().await;
+    let builder = Engine::builder(MemoryStore::default()).transport("shop", world.transport.clone());
+    let engine = builder.register::<Order>(()).unwrap().start().await.unwrap();
+    let order = engine.sagas::<Order>().submit("order-1", 3).await.unwrap();
+    assert_eq!(order.outcome().await.unwrap(), Outcome::Completed("receipt for 3".into()));
+    assert_eq!(world.done(), ["reserved 3", "charged 3"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saga_that_is_refused_is_undone_by_commands() {
+    let world = World::start().await;
+    let builder = Engine::builder(MemoryStore::default()).transport("shop", world.transport.clone());
+    let engine = builder.register::<Order>(()).unwrap().start().await.unwrap();
+    let order = engine.sagas::<Order>().submit("order-1", 6).await.unwrap();
+    let Outcome::RolledBack(why) = order.outcome().await.unwrap() else { panic!("not rolled back") };
+    assert_eq!(why.to_string(), "charge: declined");
+    assert_eq!(world.done(), ["reserved 6", "released 6"]);
+}
+
+/// A command as the orchestrator sends it.
+fn command(data: &str) -> Message {
+    let id = CommandId { saga: SagaId::generate(), step: "reserve".into(), generation: 0 };
+    let attributes = CommandAttributes { id, op: Op::Do, attempt: 1, reply_to: "shop.replies".into() };
+    let mut message = attributes.message("shop", Reserve::TYPE, &Encoded::null());
+    message.data = data.into();
+    // All of them on one partition, one behind the other.
+    message.key = "key".into();
+    message
+}
+
+struct Poisoned {
+    /// Outcome and reason of the reply to it, if there was one.
+    reply: Option<(String, String)>,
+    /// Why it is a dead letter, if it is one.
+    dead: Option<String>,
+}
+
+/// Sends a message that cannot be handled, and sees to it that the next one on its partition is, within a second.
+async fn poison(message: Message) -> Poisoned {
+    let world = World::start().await;
+    let mut replies = world.listen("shop.replies").await;
+    let mut dead = world.listen("inventory.commands.dlt").await;
+    let next_one = command("3");
+    world.send(Reserve::TOPIC, message.clone()).await;
+    world.send(Reserve::TOPIC, next_one.clone()).await;
+    let (mut reply, mut handled, began) = (None, None, Instant::now());
+    while let Ok(Some(answer)) = timeout(Duration::from_secs(1), replies.recv()).await {
+        if answer.extensions["sagaid"] == next_one.extensions["sagaid"] {
+            assert_eq!(answer.extensions["sagaoutcome"], "success");
+            handled = Some(began.elapsed());
+            continue;
+        }
+        let text = String::from_utf8(answer.data).unwrap();
+        reply = Some((answer.extensions["sagaoutcome"].clone(), text));
+    }
+    assert!(handled.is_some_and(|after| after < Duration::from_secs(1)), "the next one came after {handled:?}");
+    assert_eq!(world.done(), ["reserved 3"]);
+    let found = timeout(Duration::from_millis(100), dead.recv()).await.ok().flatten();
+    let dead = found.map(|found| {
+        assert_eq!((&found.id, &found.data), (&message.id, &message.data));
+        found.headers["saga-dead-letter-reason"].clone()
+    });
+    Poisoned { reply, dead }
+}
+
+fn refused(poisoned: &Poisoned, words: &str) {
+    let (outcome, reason) = poisoned.reply.as_ref().expect("no reply");
+    assert!(outcome == "fail" && reason.contains(words), "{outcome}: {reason}");
+    let dead = poisoned.dead.as_ref().expect("no dead letter");
+    assert!(dead.contains(words), "{dead}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_payload_that_is_no_json_is_refused_and_a_dead_letter() {
+    refused(&poison(command("{")).await, "the payload is no inventory.reserve.v1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_payload_of_another_shape_is_refused_and_a_dead_letter() {
+    refused(&poison(command(r#"{"pieces": 3}"#)).await, "the payload is no inventory.reserve.v1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unknown_type_and_a_wrong_version_are_refused_and_dead_letters() {
+    for kind in ["inventory.reserve.v2", "inventory.paint.v1"] {
+        let message = Message { kind: kind.into(), ..command("3") };
+        refused(&poison(message).await, kind);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_undo_that_says_it_is_a_command_is_refused_and_a_dead_letter() {
+    let message = Message { kind: Release::TYPE.into(), ..command("null") };
+    refused(&poison(message).await, "inventory.release.v1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_attribute_makes_a_dead_letter_without_a_reply() {
+    for name in ["sagaid", "sagastep", "sagagen", "sagaop", "sagaattempt", "replyto"] {
+        let mut message = command("3");
+        message.extensions.remove(name);
+        let poisoned = poison(message).await;
+        assert_eq!(poisoned.reply, None);
+        assert_eq!(poisoned.dead.unwrap(), format!("attribute `{name}` is missing"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_panics_fails_or_takes_too_long_is_answered_and_is_no_dead_letter() {
+    for (data, outcome, words) in [
+        ("13", "unknown", "it panicked: a handler that panics"),
+        ("14", "unknown", "a handler that always fails"),
+        ("15", "unknown", "it was not done within 100ms"),
+        ("16", "retry", "busy"),
+    ] {
+        let poisoned = poison(command(data)).await;
+        let (found, reason) = poisoned.reply.expect("no reply");
+        assert!(found == outcome && reason.contains(words), "{found}: {reason}");
+        assert_eq!(poisoned.dead, None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_was_refused_unread_stays_refused() {
+    let world = World::start().await;
+    let mut replies = world.listen("shop.replies").await;
+    let good = command("3");
+    world.send(Reserve::TOPIC, Message { kind: "inventory.reserve.v2".into(), ..good.clone() }).await;
+    assert_eq!(next(&mut replies).await.extensions["sagaoutcome"], "fail");
+    world.send(Reserve::TOPIC, good).await;
+    assert_eq!(next(&mut replies).await.extensions["sagaoutcome"], "fail");
+    assert_eq!(world.done(), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_trace_headers_of_a_command_are_on_its_reply() {
+    let world = World::start().await;
+    let mut replies = world.listen("shop.replies").await;
+    let mut message = command("3");
+    message.headers.insert("traceparent".into(), "00-1-2-01".into());
+    message.headers.insert("tracestate".into(), "a=b".into());
+    world.send(Reserve::TOPIC, message).await;
+    let reply = next(&mut replies).await;
+    assert_eq!((&*reply.headers["traceparent"], &*reply.headers["tracestate"]), ("00-1-2-01", "a=b"));
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Confirmed(u32);
+
+impl Event for Confirmed {
+    const TYPE: &'static str = "order.confirmed.v1";
+    const TOPIC: &'static str = "order.events";
+}
+
+async fn notify(cx: EventCx<Ledger>, _: &mut (), Confirmed(n): Confirmed) -> Result<(), StepError> {
+    cx.lock().unwrap().push(format!("told of {n}"));
+    match n {
+        13 => panic!("a handler that panics"),
+        14 => Err(StepError::retry("the mail server is down")),
+        15 => Err(StepError::fail("nobody to tell")),
+        _ => Ok(()),
+    }
+}
+
+fn event(n: u32) -> Message {
+    Message::event("shop", Confirmed::TYPE, "order-1", &Encoded::of(&Confirmed(n)).unwrap())
+}
+
+async fn told_of(messages: Vec<Message>, until: usize) -> (Vec<String>, Vec<String>) {
+    let (transport, ledger): (Arc<dyn Transport>, Ledger) = (Arc::new(LocalTransport::default()), Arc::default());
+    let listener = Listener::new("notification", MemoryInbox::default(), ledger.clone()).on(notify);
+    let listening = listener.start(transport.clone()).await.unwrap();
+    let (sender, mut dead) = mpsc::unbounded_channel();
+    let subscription = Subscription { group: "test".into(), topics: vec!["order.events.dlt".into()], batch: 100 };
+    let burier = transport.subscribe(subscription, Arc::new(Into(sender))).await.unwrap();
+    let outgoing = |message| Outgoing { topic: Confirmed::TOPIC.into(), message };
+    transport.publish(&messages.into_iter().map(outgoing).collect::<Vec<_>>()).await;
+    let all = async {
+        while ledger.lock().unwrap().len() < until {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    timeout(Duration::from_secs(60), all).await.expect("not everything was handled");
+    let mut reasons = vec![];
+    while let Ok(Some(found)) = timeout(Duration::from_secs(60), dead.recv()).await {
+        reasons.push(found.headers["saga-dead-letter-reason"].clone());
+    }
+    listening.stop().await;
+    burier.stop().await;
+    let told = ledger.lock().unwrap().clone();
+    (told, reasons)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_comes_twice_is_handled_once_and_events_of_a_key_in_order() {
+    let (first, second) = (event(1), event(2));
+    let (told, dead) = told_of(vec![first.clone(), second.clone(), first, event(3), second], 3).await;
+    assert_eq!((told, dead), (vec!["told of 1".into(), "told of 2".into(), "told of 3".into()], vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_cannot_be_handled_is_tried_five_times_and_is_a_dead_letter_then() {
+    for (n, words) in [(13, "it panicked: a handler that panics"), (14, "the mail server is down")] {
+        let (told, dead) = told_of(vec![event(n), event(1)], 6).await;
+        assert_eq!(told, [vec![format!("told of {n}"); 5], vec!["told of 1".to_owned()]].concat());
+        assert_eq!(dead, [words]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_refused_is_a_dead_letter_at_once() {
+    let unreadable = Message { data: b"{".to_vec(), ..event(0) };
+    let (told, dead) = told_of(vec![event(15), unreadable, event(1)], 2).await;
+    assert_eq!(told, ["told of 15", "told of 1"]);
+    assert_eq!(dead[0], "nobody to tell");
+    assert!(dead[1].starts_with("the payload is no order.confirmed.v1"), "{dead:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_of_a_type_that_nobody_handles_is_passed_over() {
+    let (told, dead) = told_of(vec![Message { kind: "order.painted.v1".into(), ..event(7) }, event(1)], 1).await;
+    assert_eq!((told, dead), (vec!["told of 1".into()], vec![]));
+}

@@ -1,0 +1,50 @@
+use saga_core::CodecError;
+
+/// Something that the outbox does not do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OutboxError {
+    /// The event is larger than any that the broker is to get.
+    #[error(
+        "`{kind}` for key `{key}` has {bytes} bytes in all, the limit is {limit}: put the bulk elsewhere and send a reference to it, or raise the limit here \
+         and at the broker"
+    )]
+    TooLarge {
+        /// Its type.
+        kind: String,
+        /// Its key.
+        key: String,
+        /// How large it is.
+        bytes: usize,
+        /// How large it may be.
+        limit: usize,
+    },
+    /// The outbox lets events through that the transport does not take.
+    #[error(
+        "the outbox takes events of up to {outbox} bytes, but the transport of up to {transport}: lower `PgOutboxOptions::max_message_bytes`, or raise \
+         the transport's limit"
+    )]
+    Limits {
+        /// The outbox's limit.
+        outbox: usize,
+        /// The transport's limit.
+        transport: usize,
+    },
+    /// The message's id is no UUID.
+    #[error("`{0}` cannot be the id of a message in the outbox: it has to be a UUID")]
+    Id(String),
+    /// The event cannot be written as JSON.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// The tables are not there.
+    #[error("schema `{schema}` has no outbox: run `PgOutbox::migrate` first ({source})")]
+    NotMigrated {
+        /// The schema.
+        schema: String,
+        /// What Postgres said.
+        source: sqlx::Error,
+    },
+    /// Postgres said no, or nothing.
+    #[error("Postgres: {0}")]
+    Postgres(#[from] sqlx::Error),
+}

@@ -1,0 +1,206 @@
+//! One of a relay's lanes: a connection, a share of the shards, one round after the other.
+
+use super::{
+    Counters, PgOutbox,
+    plan::{Batch, Key, Place, Plan},
+    row::Row,
+    waiting::Waiting,
+};
+use futures::FutureExt;
+use saga_core::transport::{Outgoing, PublishError, Transport};
+use sqlx::{Connection, PgConnection, Postgres, Transaction, postgres::PgConnectOptions};
+use std::{
+    future::Future,
+    io,
+    panic::AssertUnwindSafe,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::watch,
+    time::{sleep, sleep_until, timeout},
+};
+
+/// How long the database may take for one answer until its connection is given up.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How many bytes of one shard a round takes at most; a single event may be larger.
+const BYTES: i64 = 512 * 1024;
+/// The pause after the first round that failed, or in which the broker took nothing; it doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+pub(super) struct Lane {
+    pub(super) outbox: PgOutbox,
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) connect: PgConnectOptions,
+    pub(super) shards: Vec<i16>,
+    pub(super) batch: u32,
+    pub(super) poll: Duration,
+    pub(super) lease: Duration,
+    pub(super) counters: Arc<Counters>,
+    pub(super) committed: watch::Receiver<()>,
+    pub(super) stopping: watch::Receiver<bool>,
+    pub(super) waiting: Waiting,
+}
+
+/// How a round ended.
+enum Round {
+    /// The queue is shorter now: there may be more.
+    Moved,
+    /// The broker took nothing of what there was.
+    Stuck,
+    /// There was nothing to do in the shards that were free.
+    Idle {
+        /// Whether some were not.
+        others: bool,
+    },
+}
+
+impl Lane {
+    /// Goes on until it is told to stop.
+    pub(super) async fn run(mut self) {
+        let (mut connection, mut failures, mut contended) = (None, 0, 0);
+        while !*self.stopping.borrow() {
+            if let Some(until) = self.waiting.full_until() {
+                self.pause(until, false).await;
+            }
+            // What commits before this is in the round, if its shard is free.
+            self.committed.mark_unchanged();
+            let now = tokio::time::Instant::now;
+            match self.round(&mut connection).await {
+                Ok(Round::Moved) => (failures, contended) = (0, 0),
+                Ok(Round::Idle { others }) => {
+                    failures = 0;
+                    contended = if others { contended + 1 } else { 0 };
+                    // Another relay may have looked at its shards just before what this one was woken for.
+                    let poll = if others { doubled(contended).min(self.poll) } else { self.poll };
+                    let due = self.waiting.next();
+                    self.pause(due.unwrap_or(now() + poll).min(now() + poll), true).await;
+                }
+                Ok(Round::Stuck) => {
+                    failures += 1;
+                    self.pause(now() + doubled(failures), false).await;
+                }
+                Err(error) => {
+                    let schema = &self.outbox.inner.schema;
+                    tracing::warn!(%error, %schema, "the relay of the outbox cannot use the database: it tries again");
+                    connection = None;
+                    failures += 1;
+                    self.pause(now() + doubled(failures), false).await;
+                }
+            }
+        }
+    }
+
+    async fn pause(&mut self, until: tokio::time::Instant, unless_woken: bool) {
+        tokio::select! {
+            () = sleep_until(until) => {}
+            _ = self.committed.changed(), if unless_woken => {}
+            _ = self.stopping.changed() => {}
+        }
+    }
+
+    /// What happens if it ends anywhere: before the commit nothing is deleted, so what was sent is sent again; there is nothing to do after it.
+    async fn round(&mut self, connection: &mut Option<PgConnection>) -> Result<Round, sqlx::Error> {
+        let connection = match connection {
+            Some(connection) => connection,
+            None => connection.insert(in_time(PgConnection::connect_with(&self.connect)).await?),
+        };
+        let queries = &self.outbox.inner.queries;
+        let mut tx = in_time(connection.begin()).await?;
+        let lock = sqlx::query_scalar(queries.lock.clone()).bind(&self.shards);
+        let shards: Vec<i16> = in_time(lock.fetch_all(&mut *tx)).await?;
+        // A statement of its own: its snapshot is younger than the lock, so what the last one deleted is gone.
+        let (topics, keys) = self.waiting.now();
+        let read = sqlx::query(queries.read.clone()).bind(&shards).bind(i64::from(self.batch)).bind(BYTES);
+        let rows = in_time(read.bind(topics).bind(keys).fetch_all(&mut *tx)).await?;
+        let read_at = Instant::now();
+        if rows.is_empty() {
+            in_time(tx.rollback()).await?;
+            return Ok(Round::Idle { others: shards.len() < self.shards.len() });
+        }
+        let rows = rows.iter().map(Row::read).collect::<Result<_, _>>()?;
+        let Batch { sending, messages, mut aside } = Batch::of(rows);
+        let answers = self.send(&mut tx, &messages).await;
+        let took = read_at.elapsed();
+        let plan = Plan::of(sending, answers);
+        plan.sent.iter().for_each(|(_, age)| self.counters.published(*age + took));
+        if let Some(((topic, key), reason)) = plan.waiting.iter().next() {
+            let keys = plan.waiting.len();
+            tracing::warn!(%topic, %key, %reason, keys, "events wait for the broker");
+            self.counters.unavailable();
+        }
+        self.waiting.add(plan.waiting.into_keys());
+        aside.extend(plan.aside);
+        let sent: Vec<Place> = plan.sent.into_iter().map(|(place, _)| place).collect();
+        if sent.is_empty() && aside.is_empty() {
+            in_time(tx.rollback()).await?;
+            return Ok(Round::Stuck);
+        }
+        self.settle(&mut tx, &sent, &aside, plan.freed).await?;
+        in_time(tx.commit()).await?;
+        for ((_, seq), reason) in aside.iter().filter_map(|(place, reason)| Some((place, reason.as_ref()?))) {
+            tracing::error!(seq, %reason, "an event is parked, and its key with it");
+            self.counters.refused();
+        }
+        Ok(Round::Moved)
+    }
+
+    /// Publishes, and keeps the transaction alive meanwhile: that of a frozen process ends.
+    async fn send(&self, tx: &mut Transaction<'_, Postgres>, messages: &[Outgoing]) -> Vec<Result<(), PublishError>> {
+        if messages.is_empty() {
+            return vec![];
+        }
+        let mut publishing = pin!(AssertUnwindSafe(self.transport.publish(messages)).catch_unwind());
+        let mut connected = true;
+        loop {
+            tokio::select! {
+                answers = &mut publishing => return answers.unwrap_or_else(|_| {
+                    tracing::error!("the transport panicked: what it was to publish is tried again");
+                    vec![]
+                }),
+                () = sleep(self.lease / 3), if connected => {
+                    connected = matches!(timeout(self.lease, tx.ping()).await, Ok(Ok(())));
+                }
+            }
+        }
+    }
+
+    async fn settle(
+        &self,
+        tx: &mut Transaction<'_, Postgres>,
+        sent: &[Place],
+        aside: &[(Place, Option<String>)],
+        freed: Vec<Key>,
+    ) -> Result<(), sqlx::Error> {
+        let queries = &self.outbox.inner.queries;
+        if !sent.is_empty() {
+            let (shards, seqs): (Vec<i16>, Vec<i64>) = sent.iter().copied().unzip();
+            in_time(sqlx::query(queries.sent.clone()).bind(shards).bind(seqs).execute(&mut **tx)).await?;
+        }
+        if !aside.is_empty() {
+            let (shards, seqs): (Vec<i16>, Vec<i64>) = aside.iter().map(|(place, _)| *place).unzip();
+            let reasons: Vec<Option<&str>> = aside.iter().map(|(_, reason)| reason.as_deref()).collect();
+            let park = sqlx::query(queries.park.clone()).bind(shards).bind(seqs).bind(reasons);
+            in_time(park.execute(&mut **tx)).await?;
+        }
+        if !freed.is_empty() {
+            let (topics, keys): (Vec<String>, Vec<String>) = freed.into_iter().unzip();
+            in_time(sqlx::query(queries.free.clone()).bind(topics).bind(keys).execute(&mut **tx)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What the database does, unless it takes too long: then nothing is known.
+async fn in_time<T>(doing: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    let late = |_| sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {PATIENCE:?}")));
+    timeout(PATIENCE, doing).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
+}
+
+/// The pause after so many failures in a row.
+fn doubled(failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    (FIRST_PAUSE * 2_u32.pow(doublings)).min(LONGEST_PAUSE)
+}

@@ -1,0 +1,310 @@
+//! Events that leave if and only if the transaction that wrote them committed: the *transactional outbox*.
+//!
+//! ```no_run
+//! use saga_core::{participant::Event, transport::Transport};
+//! use saga_postgres::PgOutbox;
+//! use serde::{Deserialize, Serialize};
+//! # use std::sync::Arc;
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct OrderConfirmed { order: u64 }
+//! impl Event for OrderConfirmed {
+//!     const TYPE: &'static str = "order.confirmed.v1";
+//!     const TOPIC: &'static str = "order.events";
+//! }
+//!
+//! # async fn run(pool: sqlx::PgPool, transport: Arc<dyn Transport>) -> Result<(), Box<dyn std::error::Error>> {
+//! let outbox = PgOutbox::new(pool.clone(), "orders");
+//! outbox.migrate().await?;
+//! let relay = outbox.relay(transport).start().await?; // here, or in another process
+//!
+//! let mut tx = pool.begin().await?;
+//! sqlx::query("UPDATE orders SET confirmed = true WHERE id = 4711").execute(&mut *tx).await?;
+//! outbox.publish(&mut tx, "order-4711", &OrderConfirmed { order: 4711 }).await?;
+//! outbox.commit(tx).await?; // the relay of this process publishes it at once
+//!
+//! relay.stop().await;
+//! # Ok(()) }
+//! ```
+//!
+//! # What is promised
+//!
+//! 1. *If and only if.* An event of a transaction that rolled back, or to a savepoint before it, never leaves. One of a transaction that committed leaves,
+//!    whatever dies, as soon as a relay, the database and the broker live.
+//! 2. *At least once.* A relay that dies between the broker's answer and the deletion of the row leaves a repeat behind, under the same message id. Receivers drop it by
+//!    that, as an [`Inbox`](saga_core::participant::Inbox) does.
+//! 3. *In order per key*: the first occurrences of events of one key and topic leave in the order in which they were written, between transactions of which one wrote after the
+//!    other had committed. That is the case when a transaction locks what the key stands for before it publishes: the order's row is updated, then
+//!    the event is published. It is also the case within one transaction. Repeats may come later.
+//! 4. *Keys do not wait for each other*, save that a call to a broker that does not answer for some of them holds up those that travel with it.
+//! 5. *Nothing is in the way for ever.* What the broker refuses for good is [parked](PgOutbox::parked), with what comes behind it under the same key, until a
+//!    person decides. What is too large is an error at [`publish`](PgOutbox::publish).
+//!
+//! There is deliberately no lock by key in `publish`. Two transactions that publish to two keys in different orders would deadlock, and nobody looks for that behind
+//! an insert. Transactions that change the same thing at the same time lock its row anyway; where nothing is locked, the two events
+//! have no order to keep.
+//!
+//! # How it keeps them
+//!
+//! Keys are spread over 64 *shards*. A relay, in a *round*: locks the shards that are free; reads the oldest events of each; hands all of them to the transport in one call; deletes
+//! what was acknowledged; commits, which frees the shards. Whoever is free takes what is free, so any number of nodes can run relays, and
+//! there is nothing to configure, no leader and no hand-over.
+//!
+//! **The lock is there to save work; the order does not hang on it.** Every relay begins with the oldest event of a key that is left, and all
+//! before that one were acknowledged. It sends without a gap, and after an event that was not accepted no later one of the key. So whatever several relays send at once, and however
+//! late one of them does it, what has been published of a key is at every moment an unbroken beginning of it: what comes late is a repeat.
+//!
+//! **The lock is an advisory one of the transaction**, taken without waiting. It ends with its session: a relay that is killed frees its shards as
+//! soon as the server sees the socket close; one that is frozen, or cut off, or whose machine lost its power, because the server ends a transaction that says nothing for
+//! [a lease](RelayOptions::lease) (a healthy one that waits for its broker speaks up three times in that time). An advisory lock writes
+//! nothing and takes no transaction id, so an open round does not keep vacuum from its work. Nobody waits for it but the verbs
+//! of operators, one shard at a time: it has no part in any deadlock.
+//!
+//! **There is no cursor.** An event with a lower number may commit after one with a higher number, so a relay always begins at the head. Rows are
+//! never updated, only inserted and deleted, and autovacuum is set to follow closely. A transaction that stays open for long anywhere in the database keeps
+//! vacuum from the dead rows at the head, and slows the relay down as long as it lasts.
+//!
+//! **A relay deletes without waiting for the disk** (`synchronous_commit = off`): what a crash of the server brings back is a repeat.
+//!
+//! # Parked events
+//!
+//! A broker refuses what is too large for a topic, or what goes to a topic that may not be written. The first refused event of a key goes to `saga_outbox_parked`
+//! with the reason; later ones of the key follow without one. Only those that travelled in the very call in which it was refused may have left before it.
+//! [`PgOutbox::unpark`] has the refused one tried again, and the others follow when the broker has it; [`PgOutbox::discard`] gives it up and lets
+//! the others go.
+//!
+//! # What to watch
+//!
+//! [`PgOutbox::lag`] says how many events wait and since when, and [`Relay::numbers`] how long they took from the insert to the broker's answer. A parked event
+//! deserves an alarm.
+//!
+//! # Debezium instead of the relay
+//!
+//! The columns are those of Debezium's outbox event router: with `route.topic.replacement` as `${routedByValue}` and `table.field.event.key` as `aggregateid`, it
+//! publishes to the same topics under the same keys. Rows are then yours to delete.
+
+mod error;
+mod lane;
+mod numbers;
+mod operator;
+mod plan;
+mod queries;
+mod relay;
+mod row;
+mod waiting;
+
+pub use error::OutboxError;
+pub use numbers::{Latency, Numbers};
+pub use operator::{Lag, Parked};
+pub use relay::{Relay, RelayOptions};
+
+use crate::{SetupError, migrations};
+use numbers::Counters;
+use queries::OutboxQueries;
+use saga_core::{Encoded, message::Message, participant::Event, transport::Transport};
+use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use std::sync::Arc;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+/// Keys are spread over so many shards. Fixed: it is written into every row.
+const SHARDS: i16 = 64;
+
+/// How a [`PgOutbox`] is set up. From [`PgOutbox::options`].
+#[derive(Clone, Debug)]
+pub struct PgOutboxOptions {
+    pool: PgPool,
+    source: String,
+    schema: String,
+    max_message_bytes: usize,
+    edit: fn(&str, String) -> String,
+}
+
+impl PgOutboxOptions {
+    /// The schema that holds the tables: the one of the [`PgStore`](crate::PgStore) if there is one. Defaults to `saga`.
+    pub fn schema(mut self, schema: impl Into<String>) -> Self {
+        self.schema = schema.into();
+        self
+    }
+
+    /// How many bytes an event may have in all, with its key and attributes. No more than the transport takes: a relay checks that at
+    /// its start. Defaults to 1,000,000.
+    pub const fn max_message_bytes(mut self, bytes: usize) -> Self {
+        self.max_message_bytes = bytes;
+        self
+    }
+
+    /// For this crate's own tests: changes statements, to show what breaks without a rule.
+    #[doc(hidden)]
+    pub const fn edit_sql(mut self, edit: fn(&str, String) -> String) -> Self {
+        self.edit = edit;
+        self
+    }
+
+    /// The outbox. Asks nothing of the database yet.
+    ///
+    /// # Errors
+    /// [`SetupError::SchemaName`].
+    pub fn build(self) -> Result<PgOutbox, SetupError> {
+        migrations::check_name(&self.schema)?;
+        Ok(PgOutbox::of(self))
+    }
+}
+
+/// Where events are written in your own transaction, to leave when it commits. See [the module](self) for what is promised. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct PgOutbox {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    pool: PgPool,
+    source: String,
+    schema: String,
+    max_message_bytes: usize,
+    queries: OutboxQueries,
+    /// Marked when something was committed.
+    committed: watch::Sender<()>,
+}
+
+impl PgOutbox {
+    /// An outbox in the schema `saga`, for events of `source`: the service's name, or another URI reference.
+    pub fn new(pool: PgPool, source: impl Into<String>) -> Self {
+        Self::of(Self::options(pool, source))
+    }
+
+    /// More than the pool and the source.
+    pub fn options(pool: PgPool, source: impl Into<String>) -> PgOutboxOptions {
+        PgOutboxOptions {
+            pool,
+            source: source.into(),
+            schema: "saga".into(),
+            max_message_bytes: 1_000_000,
+            edit: |_, sql| sql,
+        }
+    }
+
+    fn of(options: PgOutboxOptions) -> Self {
+        let queries = OutboxQueries::new(&options.schema, options.edit);
+        let PgOutboxOptions { pool, source, schema, max_message_bytes, .. } = options;
+        let inner = Inner { pool, source, schema, max_message_bytes, queries, committed: watch::Sender::new(()) };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Creates the schema and its tables, or brings them to this version of the library: all of this crate's, as
+    /// [`PgStore::migrate`](crate::PgStore::migrate) does. Every process may call it at its start.
+    ///
+    /// # Errors
+    /// [`SetupError::Migration`], [`SetupError::TooNew`], [`SetupError::Postgres`].
+    pub async fn migrate(&self) -> Result<(), SetupError> {
+        let mut connection = self.inner.pool.acquire().await?;
+        migrations::run(&mut connection, &self.inner.schema).await
+    }
+
+    /// Writes an event about `key` in a transaction. It leaves if and only if that commits.
+    ///
+    /// Lock what the key stands for first, by a write or `FOR UPDATE`, if other transactions may publish for the same key at the same time: that is
+    /// what gives their events an order.
+    ///
+    /// # Errors
+    /// [`OutboxError::TooLarge`], [`OutboxError::Codec`]: the transaction is none the worse. [`OutboxError::Postgres`]: it is lost, as always in Postgres.
+    pub async fn publish<E: Event>(
+        &self,
+        connection: &mut PgConnection,
+        key: &str,
+        event: &E,
+    ) -> Result<(), OutboxError> {
+        let message = Message::event(&self.inner.source, E::TYPE, key, &Encoded::of(event)?);
+        self.publish_message(connection, E::TOPIC, &message).await
+    }
+
+    /// [`publish`](Self::publish) of a message that was made by hand: with headers such as `traceparent`, with attributes, or with other data than JSON.
+    ///
+    /// # Errors
+    /// As [`publish`](Self::publish), and [`OutboxError::Id`].
+    pub async fn publish_message(
+        &self,
+        connection: &mut PgConnection,
+        topic: &str,
+        message: &Message,
+    ) -> Result<(), OutboxError> {
+        let limit = self.inner.max_message_bytes;
+        let bytes = row::bytes(message);
+        if bytes > limit {
+            return Err(OutboxError::TooLarge { kind: message.kind.clone(), key: message.key.clone(), bytes, limit });
+        }
+        let id: Uuid = message.id.parse().map_err(|_| OutboxError::Id(message.id.clone()))?;
+        let (traceparent, headers, extensions) = row::maps(message)?;
+        sqlx::query(self.inner.queries.publish.clone())
+            .bind(shard_of(&message.key))
+            .bind(id)
+            .bind(topic)
+            .bind(&message.key)
+            .bind(&message.kind)
+            .bind(&message.source)
+            .bind(&message.subject)
+            .bind(message.time)
+            .bind(&message.content_type)
+            .bind(traceparent)
+            .bind(headers)
+            .bind(extensions)
+            .bind(&message.data)
+            .execute(connection)
+            .await?;
+        Ok(())
+    }
+
+    /// Commits, then [wakes](Self::wake) the relay.
+    ///
+    /// # Errors
+    /// When the commit failed, or its answer was lost. In the second case the events leave if it did happen, a little later.
+    pub async fn commit(&self, tx: Transaction<'_, Postgres>) -> Result<(), sqlx::Error> {
+        let committed = tx.commit().await;
+        self.wake();
+        committed
+    }
+
+    /// Tells the relays of this process that a transaction with events in it has committed. They find out by themselves too, a little later. Costs
+    /// next to nothing, however often it is called.
+    pub fn wake(&self) {
+        self.inner.committed.send_replace(());
+    }
+
+    /// A relay, which publishes what was written, by this process and by others.
+    pub fn relay(&self, transport: Arc<dyn Transport>) -> RelayOptions {
+        RelayOptions::new(self.clone(), transport)
+    }
+
+    /// Every statement of the outbox, with its name.
+    #[doc(hidden)]
+    pub fn statements(&self) -> Vec<(&'static str, String)> {
+        self.inner.queries.all().into_iter().map(|(name, sql)| (name, sql.as_str().to_owned())).collect()
+    }
+}
+
+/// FNV-1a, the same for ever and in any language: rows that wait were sharded by an earlier version, or by another writer.
+fn shard_of(key: &str) -> i16 {
+    let hash = key
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    i16::try_from(hash % SHARDS.unsigned_abs() as u64).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shard_of_a_key_never_changes() {
+        let known = ["", "a", "order-4711", "0190a5d2-7c1e-7000-8000-000000000000"].map(shard_of);
+        assert_eq!(known, [37, 12, 0, 0]);
+    }
+
+    #[test]
+    fn keys_are_spread_over_all_shards() {
+        let mut counts = [0; SHARDS as usize];
+        (0..6400).for_each(|n| counts[shard_of(&format!("order-{n}")) as usize] += 1);
+        assert!(counts.iter().all(|count| (50..200).contains(count)), "{counts:?}");
+    }
+}

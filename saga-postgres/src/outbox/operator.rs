@@ -1,0 +1,119 @@
+//! What operators see and do.
+
+use super::{OutboxError, PgOutbox};
+use chrono::{DateTime, Utc};
+use sqlx::{Postgres, Row, Transaction, postgres::PgRow};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// What waits in an outbox. From [`PgOutbox::lag`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lag {
+    /// How many events wait for a relay or for the broker.
+    pub waiting: u64,
+    /// How old the oldest of them is; `None` if there are none.
+    pub oldest: Option<Duration>,
+    /// How many are parked because the broker refused them.
+    pub parked: u64,
+    /// How many wait behind a parked one.
+    pub behind: u64,
+}
+
+/// An event that the broker refused. From [`PgOutbox::parked`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parked {
+    /// Its id.
+    pub id: Uuid,
+    /// Its topic.
+    pub topic: String,
+    /// Its key.
+    pub key: String,
+    /// Its type.
+    pub kind: String,
+    /// What the broker said.
+    pub reason: String,
+    /// When it was written.
+    pub created_at: DateTime<Utc>,
+    /// When it was refused.
+    pub parked_at: DateTime<Utc>,
+    /// How many wait behind it.
+    pub behind: u64,
+}
+
+impl PgOutbox {
+    /// How much waits, and for how long: what to watch. It counts what waits, so ask a few times a minute and not more.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn lag(&self) -> Result<Lag, OutboxError> {
+        let row = sqlx::query(self.inner.queries.lag.clone()).fetch_one(&self.inner.pool).await?;
+        let oldest: Option<f64> = row.try_get("oldest")?;
+        Ok(Lag {
+            waiting: count(row.try_get("waiting")?),
+            oldest: oldest.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()),
+            parked: count(row.try_get("parked")?),
+            behind: count(row.try_get("behind")?),
+        })
+    }
+
+    /// The parked events, at most so many, those first that have been parked longest.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn parked(&self, limit: u32) -> Result<Vec<Parked>, OutboxError> {
+        let sql = sqlx::query(self.inner.queries.parked.clone()).bind(i64::from(limit));
+        let rows = sql.fetch_all(&self.inner.pool).await?;
+        let parked = |row: &PgRow| {
+            Ok(Parked {
+                id: row.try_get("id")?,
+                topic: row.try_get("aggregatetype")?,
+                key: row.try_get("aggregateid")?,
+                kind: row.try_get("type")?,
+                reason: row.try_get("reason")?,
+                created_at: row.try_get("created_at")?,
+                parked_at: row.try_get("parked_at")?,
+                behind: count(row.try_get("behind")?),
+            })
+        };
+        rows.iter().map(parked).collect()
+    }
+
+    /// Has a parked event tried again; what is behind it follows when the broker has it. Waits until no relay is at its shard. `false` if there
+    /// is no such parked event.
+    ///
+    /// # Errors
+    /// When the database does not answer: then it may be done or not, and doing it again is right.
+    pub async fn unpark(&self, id: Uuid) -> Result<bool, OutboxError> {
+        let mut tx = self.lock_parked(id).await?;
+        let unparked = sqlx::query(self.inner.queries.unpark.clone()).bind(id).execute(&mut *tx).await?;
+        self.commit(tx).await?;
+        Ok(unparked.rows_affected() > 0)
+    }
+
+    /// Gives up a parked event: it is deleted and never leaves. What is behind it goes on. Waits until no relay is at its shard. `false` if there is no
+    /// such parked event.
+    ///
+    /// # Errors
+    /// When the database does not answer: then it may be done or not, and doing it again is right.
+    pub async fn discard(&self, id: Uuid) -> Result<bool, OutboxError> {
+        let mut tx = self.lock_parked(id).await?;
+        let discard = sqlx::query_as(self.inner.queries.discard.clone()).bind(id);
+        let keys: Vec<(String, String)> = discard.fetch_all(&mut *tx).await?;
+        let discarded = !keys.is_empty();
+        let (topics, keys): (Vec<String>, Vec<String>) = keys.into_iter().unzip();
+        sqlx::query(self.inner.queries.free.clone()).bind(topics).bind(keys).execute(&mut *tx).await?;
+        self.commit(tx).await?;
+        Ok(discarded)
+    }
+
+    /// A relay that saw the key parked puts more events behind it: no longer, once this returns. What follows has to see what it did.
+    async fn lock_parked(&self, id: Uuid) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        let mut tx = self.inner.pool.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+        sqlx::query(self.inner.queries.lock_parked.clone()).bind(id).execute(&mut *tx).await?;
+        Ok(tx)
+    }
+}
+
+fn count(counted: i64) -> u64 {
+    counted.unsigned_abs()
+}
