@@ -10,7 +10,7 @@ use axum::{
 use saga_core::{
     Encoded,
     message::{Answer, CommandId, Op},
-    participant::{Command, CommandCx, Handle, Inbox, Job, Participant},
+    participant::{Command, CommandCx, Handle, Inbox, Job, Participating},
     transport::Unavailable,
 };
 use saga_postgres::PgInbox;
@@ -79,17 +79,11 @@ fn stdin_closed() -> oneshot::Receiver<()> {
     noticed
 }
 
-/// Takes part in sagas, over HTTP and, if there is a broker, over Kafka, until told to stop.
-pub async fn take_part(place: &Place, router: Router, participant: Participant<PgInbox, ()>) -> Result<()> {
-    let participating = match place.broker.transport()? {
-        Some(kafka) => Some(participant.start(kafka).await?),
-        None => None,
-    };
+/// Serves, and takes part over Kafka, until told to stop.
+pub async fn take_part(place: &Place, router: Router, participating: Participating) -> Result<()> {
     serve(router, place).await?;
-    if let Some(participating) = participating {
-        // It would wait for a broker that is gone, and a shop that was killed takes its embedded one with it.
-        let _ = timeout(GRACE, participating.stop()).await;
-    }
+    // It would wait for a broker that is gone, and a shop that was killed takes its embedded one with it.
+    let _ = timeout(GRACE, participating.stop()).await;
     Ok(())
 }
 

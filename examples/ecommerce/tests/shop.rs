@@ -64,6 +64,7 @@ for_both_transports! {
     one_of_a_hundred_buyers_gets_the_last_item
     orders_survive_when_each_service_is_killed_while_they_are_under_way
     an_order_is_placed_once_for_each_key_at_the_shops_price
+    a_customer_is_told_once_what_became_of_an_order
     books_that_do_not_balance_exit_with_an_error
     services_end_with_a_shop_that_is_killed
 }
@@ -88,7 +89,7 @@ impl Shop {
         let mut process = serve.spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let (mut urls, mut processes, mut databases) = (HashMap::new(), HashMap::new(), HashMap::new());
-        while urls.len() < 4 {
+        while urls.len() < 5 {
             let line = lines.next_line().await.unwrap().expect("the shop opens");
             if let [name, url, _, process, database] = *line.split_whitespace().collect::<Vec<_>>()
                 && url.starts_with("http://")
@@ -203,7 +204,7 @@ async fn the_tours_output_is_the_same_over_http_the_embedded_broker_and_a_real_o
     );
     let (over_http, embedded) = (assert_told(&over_http), assert_told(&embedded));
     let real = String::from_utf8(real.stdout).unwrap();
-    for (told, broker) in [(&over_http, "no broker"), (&embedded, "embedded"), (&real, "in KAFKA_BROKERS")] {
+    for (told, broker) in [(&over_http, "commands over HTTP"), (&embedded, "embedded"), (&real, "in KAFKA_BROKERS")] {
         assert!(told.contains(broker), "{broker} is missing in:\n{told}");
     }
     assert_eq!(story(&over_http), story(&embedded));
@@ -337,7 +338,7 @@ async fn one_of_a_hundred_buyers_gets_the_last_item(shop: Shop) {
 async fn orders_survive_when_each_service_is_killed_while_they_are_under_way(shop: Shop) {
     shop.sql("inventory", "UPDATE stock SET quantity = 100, delivered = 100 WHERE product_id = 1").await;
     let mut orders = vec![];
-    for victim in ["inventory", "payment", "delivery", "order"] {
+    for victim in ["inventory", "payment", "delivery", "notification", "order"] {
         for _ in 0..10 {
             let buyer = u32::try_from(orders.len()).unwrap() + 3;
             orders.push(shop.order(&format!("buyer {buyer}"), buyer, 1, 1).await);
@@ -373,6 +374,20 @@ async fn an_order_is_placed_once_for_each_key_at_the_shops_price(shop: Shop) {
     assert_eq!(shop.stock(1).await, 4);
     assert_eq!(shop.get("order", "/orders?userId=1").await.as_array().unwrap().len(), 2);
     shop.assert_books_balance().await;
+}
+
+async fn a_customer_is_told_once_what_became_of_an_order(shop: Shop) {
+    let confirmed = shop.ended(&shop.order("k", 3, 1, 1).await).await;
+    let cancelled = shop.ended(&shop.order("l", 3, 1, 999).await).await;
+    // Waits until the last one is told.
+    shop.assert_books_balance().await;
+    let told = shop.get("notification", "/notifications?userId=3").await;
+    let mut told = told.as_array().unwrap().clone();
+    // Events of two orders have no order.
+    told.sort_by_key(|each| each["message"].to_string());
+    let of_confirmed = json!({ "orderId": confirmed["id"], "message": "Your order is on its way." });
+    let of_cancelled = json!({ "orderId": cancelled["id"], "message": "Your order was cancelled." });
+    assert_eq!(told, [of_confirmed, of_cancelled]);
 }
 
 async fn books_that_do_not_balance_exit_with_an_error(shop: Shop) {
