@@ -31,7 +31,8 @@ pub async fn serve(place: &Place) -> Result<()> {
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
     let router =
         Router::new().route("/deliveries", command(&inbox, Op::Do, start)).route("/books", get(books)).with_state(db);
-    service::take_part(place, router, Participant::new(NAME, inbox, ()).on(start)).await
+    let participant = Participant::new(NAME, inbox, ()).on(start);
+    service::take_part(place, router, participant.start(place.broker.transport()?).await?).await
 }
 
 /// What the order saga asks for.

@@ -48,7 +48,8 @@ pub async fn serve(place: &Place) -> Result<()> {
         .route("/inventory/{product}", get(inventory))
         .route("/books", get(books))
         .with_state(db);
-    service::take_part(place, router, Participant::new(NAME, inbox, ()).on(reserve).on_undo(release)).await
+    let participant = Participant::new(NAME, inbox, ()).on(reserve).on_undo(release);
+    service::take_part(place, router, participant.start(place.broker.transport()?).await?).await
 }
 
 /// What the order saga asks for.

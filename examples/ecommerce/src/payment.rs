@@ -49,7 +49,8 @@ pub async fn serve(place: &Place) -> Result<()> {
         .route("/accounts/{user}", get(account))
         .route("/books", get(books))
         .with_state(db);
-    service::take_part(place, router, Participant::new(NAME, inbox, ()).on(charge)).await
+    let participant = Participant::new(NAME, inbox, ()).on(charge);
+    service::take_part(place, router, participant.start(place.broker.transport()?).await?).await
 }
 
 /// What the order saga asks for.

@@ -10,7 +10,7 @@ use axum::{
 use saga_core::{
     Encoded,
     message::{Answer, CommandId, Op},
-    participant::{Command, CommandCx, Handle, Inbox, Job, Participant},
+    participant::{Command, CommandCx, Handle, Inbox, Job, Participating},
     transport::Unavailable,
 };
 use saga_postgres::PgInbox;
@@ -21,8 +21,11 @@ use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::oneshot,
+    time::timeout,
 };
 
+/// How long what is under way may take to end when a service stops.
+pub const GRACE: Duration = Duration::from_secs(5);
 /// How long a command may take.
 const ALLOWED: Duration = Duration::from_secs(30);
 
@@ -76,16 +79,11 @@ fn stdin_closed() -> oneshot::Receiver<()> {
     noticed
 }
 
-/// Takes part in sagas, over HTTP and, if there is a broker, over Kafka, until told to stop.
-pub async fn take_part(place: &Place, router: Router, participant: Participant<PgInbox, ()>) -> Result<()> {
-    let participating = match place.broker.transport()? {
-        Some(kafka) => Some(participant.start(kafka).await?),
-        None => None,
-    };
+/// Serves, and takes part over Kafka, until told to stop.
+pub async fn take_part(place: &Place, router: Router, participating: Participating) -> Result<()> {
     serve(router, place).await?;
-    if let Some(participating) = participating {
-        participating.stop().await;
-    }
+    // It would wait for a broker that is gone, and a shop that was killed takes its embedded one with it.
+    let _ = timeout(GRACE, participating.stop()).await;
     Ok(())
 }
 
