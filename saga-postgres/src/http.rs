@@ -31,11 +31,13 @@
 //! | `fail` | 409 | a problem (RFC 9457), `detail` is the reason | [`StepError::fail`] |
 //! | `retry` | 503, `Retry-After: 1` | the same | [`StepError::retry`] |
 //! | `unknown`, or the database is down | 500 | the same | [`StepError::unknown`] |
-//! | none: no key, or one that is none | 400 | the same | [`StepError::fail`] |
+//! | none: no key, or one that is none | 400 | the same | an error of the caller's |
+//!
+//! A body that cannot be read is a `fail`, kept like any other: the command must not take effect later.
 
 use crate::PgInbox;
 use axum::{
-    Json,
+    body::Bytes,
     http::{
         HeaderMap, StatusCode,
         header::{CONTENT_TYPE, RETRY_AFTER},
@@ -43,10 +45,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodRouter, post},
 };
-#[cfg(doc)]
-use saga_core::StepError;
 use saga_core::{
-    Encoded,
+    Encoded, StepError,
     message::{Answer, CommandId, Op},
     participant::{Command, CommandCx, Handle, Inbox, Job},
     transport::Unavailable,
@@ -71,17 +71,22 @@ where
     C: Command + Clone,
 {
     let (inbox, deps, handler) = (inbox.clone(), deps.into(), Arc::new(handler));
-    post(move |headers: HeaderMap, Json(command): Json<C>| async move {
+    post(move |headers: HeaderMap, body: Bytes| async move {
         let key = headers.get("idempotency-key").and_then(|key| key.to_str().ok()).unwrap_or_default();
         let id: CommandId = match key.parse() {
             Ok(id) => id,
             Err(malformed) => return problem(StatusCode::BAD_REQUEST, &format!("Idempotency-Key: {malformed}")),
         };
         let traced = traced(&headers);
+        let command: Result<C, String> =
+            serde_json::from_slice(&body).map_err(|error| format!("the body is no {}: {error}", C::TYPE));
         let job = Job::new(id.clone(), op, ALLOWED, move |db, kept| {
             let (handler, command) = (handler.clone(), command.clone());
             let cx = CommandCx::<D>::new(id.clone(), deps.clone(), kept).with_headers(traced.clone());
-            Box::pin(async move { Ok(Encoded::of(&handler.call(cx, db, command).await?)?) })
+            Box::pin(async move {
+                let command = command.map_err(StepError::fail)?;
+                Ok(Encoded::of(&handler.call(cx, db, command).await?)?)
+            })
         });
         match inbox.handle(&[job]).await.map(|mut answers| answers.pop()) {
             Ok(Some(answer)) => response(answer),

@@ -133,6 +133,17 @@ async fn every_answer_has_its_status() {
 }
 
 #[tokio::test]
+async fn a_body_that_cannot_be_read_is_a_no_for_good() {
+    let (world, key) = (World::start().await, key());
+    for body in [json!({ "pieces": 3 }), json!({ "quantity": 3 })] {
+        let (status, problem) = world.post("/reservations", &key, body).await;
+        assert_eq!(status, StatusCode::CONFLICT);
+        assert!(problem["detail"].as_str().unwrap().contains("the body is no inventory.reserve.v1"), "{problem}");
+    }
+    assert_eq!(world.done(), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn a_key_that_is_none_is_refused() {
     let world = World::start().await;
     for key in ["", "order-1", &format!("{}/reserve/undo", SagaId::generate())] {
