@@ -50,7 +50,7 @@ impl Saga for Order {
             .compensatable("reserve")
             .retry(retry)
             .timeout(Duration::from_secs(10))
-            .command(|quantity| Reserve(quantity))
+            .command(Reserve)
             .retry_compensation(retry)
             .compensate_command(|_, reservation| Release(reservation));
         saga.pivot("charge").retry(retry).reads(reservation).command(|_, reservation| Charge(reservation))
@@ -541,7 +541,7 @@ fn an_undo_goes_where_its_command_went() {
         type Output = String;
         type Deps = ();
         fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, String> {
-            let reserve = saga.compensatable("reserve").command(|quantity| Reserve(quantity));
+            let reserve = saga.compensatable("reserve").command(Reserve);
             reserve.compensate_command(|_, _| ReleaseElsewhere(()))
         }
     }

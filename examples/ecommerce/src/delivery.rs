@@ -2,7 +2,7 @@
 
 use crate::{
     Result,
-    service::{self, Place, Problem, command},
+    service::{self, Place, Problem},
 };
 use axum::{Json, Router, extract::State, routing::get};
 use saga_core::{
@@ -10,7 +10,7 @@ use saga_core::{
     message::Op,
     participant::{Command, CommandCx, Participant},
 };
-use saga_postgres::PgInbox;
+use saga_postgres::{PgInbox, http};
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool};
 
@@ -29,8 +29,10 @@ pub async fn serve(place: &Place) -> Result<()> {
     let inbox = PgInbox::new(db.clone());
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
-    let router =
-        Router::new().route("/deliveries", command(&inbox, Op::Do, start)).route("/books", get(books)).with_state(db);
+    let router = Router::new()
+        .route("/deliveries", http::command(&inbox, (), Op::Do, start))
+        .route("/books", get(books))
+        .with_state(db);
     let participant = Participant::new(NAME, inbox, ()).on(start);
     service::take_part(place, router, participant.start(place.broker.transport()?).await?).await
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     Result,
-    service::{self, Place, Problem, command},
+    service::{self, Place, Problem},
 };
 use axum::{
     Json, Router,
@@ -15,7 +15,7 @@ use saga_core::{
     message::Op,
     participant::{Command, CommandCx, Participant},
 };
-use saga_postgres::PgInbox;
+use saga_postgres::{PgInbox, http};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::{PgConnection, PgPool};
@@ -43,8 +43,8 @@ pub async fn serve(place: &Place) -> Result<()> {
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
     let router = Router::new()
-        .route("/reservations", command(&inbox, Op::Do, reserve))
-        .route("/reservations/release", command(&inbox, Op::Undo, release))
+        .route("/reservations", http::command(&inbox, (), Op::Do, reserve))
+        .route("/reservations/release", http::command(&inbox, (), Op::Undo, release))
         .route("/inventory/{product}", get(inventory))
         .route("/books", get(books))
         .with_state(db);

@@ -2,7 +2,7 @@
 
 use crate::{
     Result,
-    service::{self, Place, Problem, command},
+    service::{self, Place, Problem},
 };
 use axum::{
     Json, Router,
@@ -15,7 +15,7 @@ use saga_core::{
     message::Op,
     participant::{Command, CommandCx, Participant},
 };
-use saga_postgres::PgInbox;
+use saga_postgres::{PgInbox, http};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::{PgConnection, PgPool};
@@ -45,7 +45,7 @@ pub async fn serve(place: &Place) -> Result<()> {
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
     let router = Router::new()
-        .route("/payments", command(&inbox, Op::Do, charge))
+        .route("/payments", http::command(&inbox, (), Op::Do, charge))
         .route("/accounts/{user}", get(account))
         .route("/books", get(books))
         .with_state(db);
