@@ -7,11 +7,13 @@ use rdkafka::{
     producer::{FutureProducer, FutureRecord},
 };
 use saga_core::{
-    Encoded,
-    message::Message,
+    Encoded, SagaId, StepError,
+    message::{CommandAttributes, CommandId, Message, Op},
+    participant::{Command, CommandCx, MemoryInbox, Participant},
     transport::{Consumer, Outgoing, Receiver, Subscription, Transport, Unavailable, Verdict},
 };
 use saga_kafka::{EmbeddedBroker, KafkaTransport, TopicSpec};
+use serde::{Deserialize, Serialize};
 use std::{
     io::{Read, Write},
     net::TcpStream,
@@ -82,6 +84,65 @@ fn event(key: &str, data: &str) -> Outgoing {
 }
 
 #[tokio::test]
+async fn a_batch_larger_than_what_may_be_unread_is_published_as_it_is_read() {
+    let world = World::start(&[TopicSpec::new(TOPIC).read_by("readers")]);
+    let (mut messages, _consumer) = world.read(TOPIC).await;
+    let batch: Vec<Outgoing> = (0..50).map(|n| event(&format!("k{n}"), &"x".repeat(20_000))).collect();
+    let published = timeout(PATIENCE, world.kafka.publish(&batch)).await.expect("it waits for itself");
+    assert_eq!(published, vec![Ok(()); 50]);
+    for _ in 0..50 {
+        next(&mut messages).await;
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Add(u32);
+impl Command for Add {
+    const TYPE: &'static str = "sums.add.v1";
+    const TOPIC: &'static str = TOPIC;
+    type Reply = u32;
+}
+
+async fn add(_: CommandCx<()>, _: &mut (), Add(n): Add) -> Result<u32, StepError> {
+    Ok(n + 1)
+}
+
+fn command(reply_to: &str) -> Message {
+    let id = CommandId { saga: SagaId::generate(), step: "add".into(), generation: 0 };
+    let attributes = CommandAttributes { id, op: Op::Do, attempt: 1, reply_to: reply_to.into() };
+    attributes.message("test", "sums.add.v1", &Encoded::of(&1).unwrap())
+}
+
+/// A command whose reply goes to `reply_to`, and then one on the same partition that is to be answered.
+async fn goes_on_after_a_command_that_is_to_be_answered_to(reply_to: &str) {
+    let topics = [TopicSpec::new(TOPIC).partitions(1).read_by("sums"), TopicSpec::new("replies").read_by("readers")];
+    let world = World::start(&topics);
+    let participant = Participant::new("sums", MemoryInbox::default(), ()).on(add);
+    let _participant = participant.start(Arc::new(world.kafka.clone())).await.unwrap();
+    let (mut replies, _replies) = world.read("replies").await;
+    let sent = [command(reply_to), command("replies")];
+    let outgoing = sent.clone().map(|message| Outgoing { topic: TOPIC.into(), message });
+    assert_eq!(world.kafka.publish(&outgoing).await, vec![Ok(()); 2]);
+    assert_eq!(next(&mut replies).await.key, sent[1].key);
+    buried(&world).await;
+}
+
+#[tokio::test]
+async fn a_reply_address_that_no_topic_can_have_sticks_nothing() {
+    goes_on_after_a_command_that_is_to_be_answered_to("no topic / at all!").await;
+}
+
+#[tokio::test]
+async fn a_reply_address_that_is_too_long_sticks_nothing() {
+    goes_on_after_a_command_that_is_to_be_answered_to(&"x".repeat(40_000)).await;
+}
+
+#[tokio::test]
+async fn a_reply_address_with_a_nul_in_it_sticks_nothing() {
+    goes_on_after_a_command_that_is_to_be_answered_to("re\0plies").await;
+}
+
+#[tokio::test]
 async fn a_record_whose_key_alone_is_larger_than_a_dead_letter_sticks_nothing() {
     let world = World::start(&[TopicSpec::new(TOPIC).partitions(1).read_by("readers")]);
     let (mut messages, _consumer) = world.read(TOPIC).await;
@@ -149,5 +210,20 @@ async fn a_header_whose_name_is_no_text_sticks_nothing() {
     buried(&world).await;
     let sent = event("k", "after it");
     world.kafka.publish(std::slice::from_ref(&sent)).await;
+    assert_eq!(next(&mut messages).await, sent.message);
+}
+
+#[tokio::test]
+async fn dead_letters_that_nobody_reads_stick_nothing() {
+    let world = World::start(&[TopicSpec::new(TOPIC).partitions(1).read_by("readers")]);
+    let (mut messages, _consumer) = world.read(TOPIC).await;
+    for _ in 0..20 {
+        let mut bad = event("k", &"x".repeat(50_000));
+        bad.message.kind = "bad.v1".into();
+        assert_eq!(timeout(PATIENCE, world.kafka.publish(&[bad])).await.unwrap(), vec![Ok(())]);
+        assert_eq!(next(&mut messages).await.kind, "bad.v1");
+    }
+    let sent = event("k", "after them");
+    timeout(PATIENCE, world.kafka.publish(std::slice::from_ref(&sent))).await.unwrap();
     assert_eq!(next(&mut messages).await, sent.message);
 }
