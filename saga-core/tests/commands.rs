@@ -639,3 +639,29 @@ async fn an_acknowledgement_of_the_command_that_comes_late_is_not_taken_for_one_
     wire.answer(&release, success(())).await;
     assert!(matches!(order.outcome().await.unwrap(), Outcome::RolledBack(_)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_attempt_of_a_worker_that_is_lost_while_it_waits_is_not_waited_for_again() {
+    let (store, wire) = (MemoryStore::default(), Arc::new(Wire::default()));
+    let first = engine(&store, &wire).await;
+    let order = first.sagas::<Order>().submit("k", 3).await.unwrap();
+    let reserve = wire.next().await;
+    while !released(&order.history().await.unwrap()) {
+        sleep(Duration::from_millis(100)).await;
+    }
+    // Something that changes nothing brings it back into memory, and there the worker is lost.
+    wire.receive(&{
+        let mut strayed = reply_to(&reserve, success("strayed"));
+        strayed.extensions.insert("sagagen".into(), "1".into());
+        strayed
+    })
+    .await;
+    sleep(Duration::from_millis(500)).await;
+    first.kill().await;
+    let second = engine(&store, &wire).await;
+    let again = wire.next().await;
+    assert_eq!(CommandAttributes::of(&again).unwrap().attempt, 2, "an attempt was counted that never was");
+    wire.answer(&again, success("r-1")).await;
+    wire.answer(&wire.next().await, success(70)).await;
+    assert_eq!(second.sagas::<Order>().get(order.id()).outcome().await.unwrap(), Outcome::Completed(70));
+}

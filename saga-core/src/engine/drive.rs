@@ -127,10 +127,11 @@ impl Drive {
             _place: place,
             quarantine: None,
         };
-        drive.await_what_was_published();
         if record.lapses > drive.state.lapses() {
             drive.take(Input::Lapsed { total: record.lapses });
         }
+        // Not before that: an attempt that counts as lost is not waited for.
+        drive.await_what_was_published();
         for mail in record.mail {
             drive.open(mail);
         }
