@@ -38,7 +38,9 @@ impl Broker {
     pub async fn start() -> Result<Self> {
         Ok(match std::env::var("KAFKA_BROKERS") {
             Ok(brokers) => {
-                KafkaTransport::new(&brokers)?.ensure_topics(&topics()).await?;
+                let ensured = KafkaTransport::new(&brokers)?.ensure_topics(&topics()).await;
+                ensured
+                    .map_err(|error| format!("the topics cannot be created at {brokers} (KAFKA_BROKERS): {error}"))?;
                 Self::Real(brokers)
             }
             Err(_) => Self::Embedded(EmbeddedBroker::start(&topics())?),

@@ -332,3 +332,35 @@ async fn books(State(orders): State<Orders>) -> Result<Json<Books>, Problem> {
     .await?;
     Ok(Json(Books { unfinished, cancelled, confirmed, units, money }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use saga_postgres::testing::Postgres;
+
+    #[tokio::test]
+    async fn a_step_that_runs_again_after_its_commit_tells_nobody_twice() -> Result<()> {
+        let postgres = Postgres::private().await?;
+        let orders = PgPool::connect(&postgres.url()).await?;
+        sqlx::raw_sql(SCHEMA).execute(&orders).await?;
+        let outbox = PgOutbox::new(orders.clone(), NAME);
+        outbox.migrate().await?;
+        let [inventory, payment, delivery] = ["", "", ""].map(Participant::at);
+        let shop = Shop { orders, outbox: outbox.clone(), inventory, payment, delivery };
+        let saga = SagaId::from(Uuid::now_v7());
+        sqlx::query("INSERT INTO orders VALUES ($1, 1, 1, 'MacBook Pro 16', 3500000, 1, 3500000, 'PENDING')")
+            .bind(saga.as_uuid())
+            .execute(&shop.orders)
+            .await?;
+        let confirmed = OrderConfirmed { order_id: saga.as_uuid(), user_id: 1 };
+        for _ in 0..2 {
+            change(&shop, saga, "CONFIRMED", &confirmed).await.map_err(|error| error.to_string())?;
+            assert_eq!(outbox.lag().await?.waiting, 1);
+        }
+        let state: String = sqlx::query_scalar("SELECT state FROM orders").fetch_one(&shop.orders).await?;
+        assert_eq!(state, "CONFIRMED");
+        shop.orders.close().await;
+        postgres.stop().await;
+        Ok(())
+    }
+}
