@@ -116,21 +116,6 @@ impl CommandId {
     }
 }
 
-/// Reads an idempotency key: `<saga id>/<step>`, or `<saga id>/<step>/<generation>`.
-impl FromStr for CommandId {
-    type Err = Malformed;
-
-    fn from_str(key: &str) -> Result<Self, Malformed> {
-        let mut parts = key.splitn(3, '/');
-        let (saga, step) = (parts.next().and_then(|saga| saga.parse().ok()), parts.next().unwrap_or_default());
-        let generation = parts.next().map_or(Some(0), |generation| generation.parse().ok());
-        match (saga, generation) {
-            (Some(saga), Some(generation)) if !step.is_empty() => Ok(Self { saga, step: step.into(), generation }),
-            _ => Err(Malformed::Key(key.into())),
-        }
-    }
-}
-
 /// What a command's attributes say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandAttributes {
@@ -218,9 +203,6 @@ pub enum Malformed {
     /// The payload cannot be read.
     #[error("the payload cannot be read: {0}")]
     Data(String),
-    /// This is no idempotency key of a step.
-    #[error("`{0}` is no idempotency key of a step: that is <saga id>/<step>, or <saga id>/<step>/<generation>")]
-    Key(String),
 }
 
 const SAGA: &str = "sagaid";
@@ -362,19 +344,6 @@ mod tests {
         assert_eq!(CommandAttributes::of(&message).unwrap(), attributes);
         assert_eq!(message.id, format!("{}/reserve/2/undo", attributes.id.saga));
         assert_eq!(message.key, attributes.id.saga.to_string());
-    }
-
-    #[test]
-    fn an_idempotency_key_reads_as_it_was_written() {
-        for generation in [0, 3] {
-            let id = CommandId { saga: SagaId::generate(), step: "reserve-stock".into(), generation };
-            assert_eq!(id.key().parse::<CommandId>().unwrap(), id);
-            let undo = id.message_id(Op::Undo);
-            assert_eq!(undo.parse::<CommandId>().unwrap_err(), Malformed::Key(undo));
-        }
-        for wrong in ["", "x", "x/reserve", &SagaId::generate().to_string(), &format!("{}/", SagaId::generate())] {
-            assert_eq!(wrong.parse::<CommandId>().unwrap_err(), Malformed::Key(wrong.into()));
-        }
     }
 
     #[test]

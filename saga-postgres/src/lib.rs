@@ -40,10 +40,9 @@
 //! session mode.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod barrier;
 mod error;
 mod hints;
-#[cfg(feature = "axum")]
-pub mod http;
 mod inbox;
 mod migrations;
 pub mod outbox;
@@ -53,6 +52,7 @@ mod store;
 pub mod testing;
 mod transaction;
 
+pub use barrier::Barrier;
 pub use error::SetupError;
 pub use inbox::PgInbox;
 pub use outbox::PgOutbox;

@@ -12,10 +12,9 @@ use axum::{
 };
 use saga_core::{
     StepError,
-    message::Op,
     participant::{Command, CommandCx, Participant},
 };
-use saga_postgres::{PgInbox, http};
+use saga_postgres::{Barrier, PgInbox};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::{PgConnection, PgPool};
@@ -42,9 +41,10 @@ pub async fn serve(place: &Place) -> Result<()> {
     let inbox = PgInbox::new(db.clone());
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
+    let barrier = Barrier::new(inbox.clone(), ());
     let router = Router::new()
-        .route("/reservations", http::command(&inbox, (), Op::Do, reserve))
-        .route("/reservations/release", http::command(&inbox, (), Op::Undo, release))
+        .route("/reservations", barrier.on(reserve))
+        .route("/reservations/release", barrier.on_undo(release))
         .route("/inventory/{product}", get(inventory))
         .route("/books", get(books))
         .with_state(db);

@@ -12,10 +12,9 @@ use axum::{
 };
 use saga_core::{
     StepError,
-    message::Op,
     participant::{Command, CommandCx, Participant},
 };
-use saga_postgres::{PgInbox, http};
+use saga_postgres::{Barrier, PgInbox};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::{PgConnection, PgPool};
@@ -44,8 +43,9 @@ pub async fn serve(place: &Place) -> Result<()> {
     let inbox = PgInbox::new(db.clone());
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
+    let barrier = Barrier::new(inbox.clone(), ());
     let router = Router::new()
-        .route("/payments", http::command(&inbox, (), Op::Do, charge))
+        .route("/payments", barrier.on(charge))
         .route("/accounts/{user}", get(account))
         .route("/books", get(books))
         .with_state(db);

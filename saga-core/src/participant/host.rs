@@ -32,15 +32,15 @@ impl<D> CommandCx<D> {
         Self { deps: deps.into(), id, attempt: 1, kept, headers: Arc::default() }
     }
 
+    /// With the [headers](Self::headers) that came with the command.
+    pub fn with_headers(mut self, headers: impl Into<Arc<std::collections::BTreeMap<String, String>>>) -> Self {
+        self.headers = headers.into();
+        self
+    }
+
     /// A context to call one handler alone, in a test.
     pub fn test(id: CommandId, deps: impl Into<Arc<D>>) -> Self {
         Self::new(id, deps, None)
-    }
-
-    /// With headers that came with the command, such as `traceparent`.
-    pub fn with_headers(mut self, headers: std::collections::BTreeMap<String, String>) -> Self {
-        self.headers = Arc::new(headers);
-        self
     }
 
     /// The step's idempotency key, for whoever else does a part of the work: the same for every repeat, and for a command and its undo.
