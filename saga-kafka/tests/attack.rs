@@ -227,3 +227,20 @@ async fn dead_letters_that_nobody_reads_stick_nothing() {
     timeout(PATIENCE, world.kafka.publish(std::slice::from_ref(&sent))).await.unwrap();
     assert_eq!(next(&mut messages).await, sent.message);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_stops_within_a_minute_while_the_broker_is_away() {
+    let stops = [0, 0, 20, 60, 90, 110, 150, 300].map(|pause| async move {
+        let world = World::start(&[TopicSpec::new(TOPIC).read_by("readers")]);
+        let (mut messages, consumer) = world.read(TOPIC).await;
+        world.kafka.publish(&[event("k", "before")]).await;
+        next(&mut messages).await;
+        // Before, in and after the moment in which its offset is committed.
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        world.broker.with(|cluster| cluster.broker_down(1)).unwrap().unwrap();
+        (pause, timeout(PATIENCE, consumer.stop()).await.is_ok())
+    });
+    let hung: Vec<(u64, bool)> =
+        futures::future::join_all(stops).await.into_iter().filter(|(_, stopped)| !stopped).collect();
+    assert!(hung.is_empty(), "after these pauses it did not stop: {hung:?}");
+}
