@@ -15,6 +15,9 @@ pub mod first_saga {}
 #[doc = include_str!("src/steps.md")]
 pub mod steps {}
 
+#[doc = include_str!("src/kafka.md")]
+pub mod kafka {}
+
 #[doc = include_str!("src/messages.md")]
 pub mod messages {}
 

@@ -50,7 +50,7 @@ impl Saga for Order {
             .compensatable("reserve")
             .retry(retry)
             .timeout(Duration::from_secs(10))
-            .command(|quantity| Reserve(quantity))
+            .command(Reserve)
             .retry_compensation(retry)
             .compensate_command(|_, reservation| Release(reservation));
         saga.pivot("charge").retry(retry).reads(reservation).command(|_, reservation| Charge(reservation))
@@ -372,6 +372,40 @@ async fn after_a_crash_the_very_same_command_is_sent_again_even_by_another_build
     assert_eq!(second.sagas::<Rewritten>().get(order).outcome().await.unwrap(), Outcome::Completed(70));
 }
 
+/// One command, sent for as long as it takes.
+struct Patient;
+
+impl Saga for Patient {
+    const NAME: &'static str = "patient";
+    const VERSION: u32 = 1;
+    type Input = String;
+    type Output = u64;
+    type Deps = ();
+
+    fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, u64> {
+        saga.pivot("charge").retry(Retry::fixed(Duration::from_secs(1)).forever()).command(Charge)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saga_that_waits_for_others_is_no_suspect_of_killing_its_workers() {
+    let (store, wire) = (MemoryStore::default(), Arc::new(Wire::default()));
+    let start = async || {
+        let builder = Engine::builder(store.clone()).transport("shop", wire.clone());
+        builder.register::<Patient>(()).unwrap().start().await.unwrap()
+    };
+    let mut engine = start().await;
+    let order = engine.sagas::<Patient>().submit("k", "r-1".into()).await.unwrap().id();
+    let charge = wire.next().await;
+    for _ in 0..5 {
+        engine.kill().await;
+        engine = start().await;
+        assert_eq!(wire.next().await.id, charge.id);
+    }
+    wire.answer(&charge, success(70)).await;
+    assert_eq!(engine.sagas::<Patient>().get(order).outcome().await.unwrap(), Outcome::Completed(70));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_cancel_does_not_wait_for_a_reply_but_undoes_what_is_in_doubt() {
     let (store, wire) = (MemoryStore::default(), Arc::new(Wire::default()));
@@ -507,7 +541,7 @@ fn an_undo_goes_where_its_command_went() {
         type Output = String;
         type Deps = ();
         fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, String> {
-            let reserve = saga.compensatable("reserve").command(|quantity| Reserve(quantity));
+            let reserve = saga.compensatable("reserve").command(Reserve);
             reserve.compensate_command(|_, _| ReleaseElsewhere(()))
         }
     }
@@ -521,4 +555,113 @@ fn the_types_of_commands_belong_to_the_fingerprint() {
         "reserve: compensatable, sends inventory.reserve.v1, undone by inventory.release.v1\n\
          charge: pivot after reserve, sends payment.charge.v1\n"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_was_answered_retry_to_the_end_is_undone_because_a_copy_of_it_may_still_come() {
+    // The participant answered, and died before it committed the offset: its next node is given the same record, finds no row, and does it.
+    let (store, wire) = (MemoryStore::default(), Arc::new(Wire::default()));
+    let engine = engine(&store, &wire).await;
+    let order = engine.sagas::<Order>().submit("k", 3).await.unwrap();
+    for _ in 0..3 {
+        wire.answer(&wire.next().await, Answer::Retry("busy".into())).await;
+    }
+    let release = wire.next().await;
+    assert_eq!((release.kind.as_str(), body(&release)), ("inventory.release.v1", "null"));
+    wire.answer(&release, success(())).await;
+    assert!(matches!(order.outcome().await.unwrap(), Outcome::RolledBack(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancel_between_a_retry_and_the_next_attempt_undoes_the_command() {
+    let (store, wire) = (MemoryStore::default(), Arc::new(Wire::default()));
+    let engine = engine(&store, &wire).await;
+    let order = engine.sagas::<Order>().submit("k", 3).await.unwrap();
+    wire.answer(&wire.next().await, Answer::Retry("busy".into())).await;
+    engine.sagas::<Order>().cancel(order.id(), "changed my mind").await.unwrap();
+    let release = wire.next().await;
+    assert_eq!((release.kind.as_str(), body(&release)), ("inventory.release.v1", "null"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pivot_that_was_answered_retry_to_the_end_is_parked_because_a_copy_of_it_may_still_come() {
+    let (store, wire) = (MemoryStore::default(), Arc::new(Wire::default()));
+    let engine = engine(&store, &wire).await;
+    let order = engine.sagas::<Order>().submit("k", 3).await.unwrap();
+    wire.answer(&wire.next().await, success("r-1")).await;
+    let charge = wire.next().await;
+    wire.answer(&charge, Answer::Retry("busy".into())).await;
+    for _ in 0..2 {
+        wire.answer(&wire.next().await, Answer::Retry("busy".into())).await;
+    }
+    assert!(matches!(order.outcome().await.unwrap(), Outcome::Parked(_)));
+    engine.sagas::<Order>().resume(order.id(), "eve").await.unwrap();
+    let again = wire.next().await;
+    assert_eq!((&again.id, &again.data), (&charge.id, &charge.data), "under another key it could happen twice");
+    wire.answer(&again, success(70)).await;
+    while order.status().await.unwrap() != Status::Completed {
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeated_no_to_one_undo_counts_as_one_attempt() {
+    let (store, wire) = (MemoryStore::default(), Arc::new(Wire::default()));
+    let engine = engine(&store, &wire).await;
+    let order = engine.sagas::<Order>().submit("k", 3).await.unwrap();
+    wire.answer(&wire.next().await, success("r-1")).await;
+    wire.answer(&wire.next().await, Answer::Fail("declined".into())).await;
+    let release = wire.next().await;
+    for _ in 0..5 {
+        wire.answer(&release, Answer::Fail("not now".into())).await;
+    }
+    let again = wire.next().await;
+    assert_eq!(CommandAttributes::of(&again).unwrap().attempt, 2);
+    wire.answer(&again, success(())).await;
+    assert!(matches!(order.outcome().await.unwrap(), Outcome::RolledBack(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acknowledgement_of_the_command_that_comes_late_is_not_taken_for_one_of_its_undo() {
+    let wire = Wire { acknowledgements: Some(Semaphore::new(0)), ..Wire::default() };
+    let (store, wire) = (MemoryStore::default(), Arc::new(wire));
+    let engine = engine(&store, &wire).await;
+    let order = engine.sagas::<Order>().submit("k", 3).await.unwrap();
+    // The replies are quicker than the acknowledgement of the very first command.
+    wire.answer(&wire.next().await, success("r-1")).await;
+    wire.answer(&wire.next().await, Answer::Fail("declined".into())).await;
+    sleep(Duration::from_secs(1)).await;
+    let begun = Instant::now();
+    wire.acknowledgements.as_ref().unwrap().add_permits(100);
+    let release = wire.next().await;
+    assert_eq!(CommandAttributes::of(&release).unwrap().attempt, 1);
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    wire.answer(&release, success(())).await;
+    assert!(matches!(order.outcome().await.unwrap(), Outcome::RolledBack(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_attempt_of_a_worker_that_is_lost_while_it_waits_is_not_waited_for_again() {
+    let (store, wire) = (MemoryStore::default(), Arc::new(Wire::default()));
+    let first = engine(&store, &wire).await;
+    let order = first.sagas::<Order>().submit("k", 3).await.unwrap();
+    let reserve = wire.next().await;
+    while !released(&order.history().await.unwrap()) {
+        sleep(Duration::from_millis(100)).await;
+    }
+    // Something that changes nothing brings it back into memory, and there the worker is lost.
+    wire.receive(&{
+        let mut strayed = reply_to(&reserve, success("strayed"));
+        strayed.extensions.insert("sagagen".into(), "1".into());
+        strayed
+    })
+    .await;
+    sleep(Duration::from_millis(500)).await;
+    first.kill().await;
+    let second = engine(&store, &wire).await;
+    let again = wire.next().await;
+    assert_eq!(CommandAttributes::of(&again).unwrap().attempt, 2, "an attempt was counted that never was");
+    wire.answer(&again, success("r-1")).await;
+    wire.answer(&wire.next().await, success(70)).await;
+    assert_eq!(second.sagas::<Order>().get(order.id()).outcome().await.unwrap(), Outcome::Completed(70));
 }

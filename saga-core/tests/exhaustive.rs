@@ -1118,20 +1118,20 @@ fn levels() -> Vec<Level> {
     let slow = Bounds { delays: true, ..NARROW };
     if cfg!(debug_assertions) {
         vec![
-            level(1, Bounds { crashes: 3, verbs: 2, ..WIDE }, 3, 100_000),
+            level(1, Bounds { crashes: 3, verbs: 2, ..WIDE }, 3, 80_000),
             level(2, WIDE, 14, 650_000),
-            level(3, twice, 102, 350_000),
+            level(3, twice, 102, 340_000),
             level(3, slow, 102, 300_000),
-            level(4, NARROW, 373, 1_300_000),
+            level(4, NARROW, 373, 1_250_000),
         ]
     } else {
         vec![
-            level(1, Bounds { crashes: 4, verbs: 3, cancels: 2, ..WIDE }, 3, 550_000),
-            level(2, Bounds { crashes: 2, ..WIDE }, 14, 1_600_000),
-            level(3, Bounds { crashes: 2, verbs: 1, broken: true, ..twice }, 102, 2_700_000),
-            level(3, Bounds { attempts: 2, ..slow }, 102, 4_700_000),
-            level(4, NARROW, 373, 1_300_000),
-            level(4, Bounds { cancels: 0, ..twice }, 373, 3_000_000),
+            level(1, Bounds { crashes: 4, verbs: 3, cancels: 2, ..WIDE }, 3, 450_000),
+            level(2, Bounds { crashes: 2, ..WIDE }, 14, 1_500_000),
+            level(3, Bounds { crashes: 2, verbs: 1, broken: true, ..twice }, 102, 2_600_000),
+            level(3, Bounds { attempts: 2, ..slow }, 102, 4_500_000),
+            level(4, NARROW, 373, 1_250_000),
+            level(4, Bounds { cancels: 0, ..twice }, 373, 2_900_000),
         ]
     }
 }

@@ -7,7 +7,10 @@ use rdkafka::{
     message::{Header, Headers, OwnedHeaders, OwnedMessage},
 };
 use saga_core::message::{JSON, Message};
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 const PREFIX: &str = "ce_";
 const CONTENT_TYPE: &str = "content-type";
@@ -68,11 +71,18 @@ fn for_each_header(message: &Message, time: &str, mut each: impl FnMut(&str, &st
     }
 }
 
+/// A record's headers, save those whose very name is no text: rdkafka panics at such a one, and its partition would be without its lane for good.
+pub(crate) fn record_headers(record: &OwnedMessage) -> impl Iterator<Item = Header<'_, &[u8]>> {
+    record.headers().into_iter().flat_map(|headers| {
+        (0..headers.count()).filter_map(|place| catch_unwind(AssertUnwindSafe(|| headers.get(place))).ok())
+    })
+}
+
 /// Reads a record. Of headers that are no attributes, those that are not text are left out.
 pub(crate) fn read(record: &OwnedMessage) -> Result<Message, Unreadable> {
     let mut attributes = BTreeMap::new();
     let mut headers = BTreeMap::new();
-    for header in record.headers().into_iter().flat_map(|headers| headers.iter()) {
+    for header in record_headers(record) {
         let text = std::str::from_utf8(header.value.unwrap_or_default());
         match (header.key.strip_prefix(PREFIX), text) {
             (Some(name), Ok(text)) => attributes.insert(name.to_owned(), text.to_owned()),

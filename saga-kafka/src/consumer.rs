@@ -29,7 +29,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::timeout};
 
 /// From how many waiting records on a partition is paused, and below how many it goes on.
 const MANY: usize = 1000;
@@ -42,6 +42,8 @@ const BETWEEN_COMMITS: Duration = Duration::from_millis(100);
 /// How long a batch under way may hold up a change of hands.
 const HAND_OVER: Duration = Duration::from_secs(30);
 const LAST_COMMITS: u32 = 3;
+/// How long the last commit, and the leaving, may hold up whoever stops a consumer.
+const LAST_WORD: Duration = Duration::from_secs(5);
 const BEFORE_REPLACING: Duration = Duration::from_secs(1);
 
 pub(crate) struct Member {
@@ -60,6 +62,7 @@ const DIE: u8 = 2;
 /// Lets go of its thread when it is dropped, as if the process had died.
 struct Running {
     command: Arc<AtomicU8>,
+    works: Arc<Works>,
     ended: Option<oneshot::Receiver<()>>,
 }
 
@@ -67,16 +70,26 @@ struct Running {
 impl Consumer for Running {
     async fn stop(mut self: Box<Self>) {
         self.command.store(STOP, Ordering::Release);
-        if let Some(ended) = self.ended.take() {
-            // It only fails when the thread is gone.
-            let _ = ended.await;
+        // The thread may be held up by a broker that does not answer: the lanes end all the same.
+        self.works.stop.cancel();
+        self.works.lanes.close();
+        if timeout(HAND_OVER, self.works.lanes.wait()).await.is_err() {
+            tracing::warn!("a batch did not end in time: it is broken off, and comes again elsewhere");
+            self.works.dead.cancel();
+        }
+        if let Some(ended) = self.ended.take()
+            && timeout(LAST_WORD, ended).await.is_err()
+        {
+            tracing::warn!("the broker does not answer: partitions are given up without their last offset");
         }
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.command.compare_exchange(RUN, DIE, Ordering::AcqRel, Ordering::Acquire);
+        if self.command.compare_exchange(RUN, DIE, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            self.works.dead.cancel();
+        }
     }
 }
 
@@ -95,7 +108,7 @@ impl Member {
     pub(crate) fn start(self) -> Result<Box<dyn Consumer>, TransportError> {
         let consumer = self.join().map_err(|error| TransportError(error.to_string()))?;
         let (end, ended) = oneshot::channel();
-        let command = self.command.clone();
+        let (command, works) = (self.command.clone(), self.works.clone());
         let thread = std::thread::Builder::new().name(format!("kafka {}", self.group));
         thread
             .spawn(move || {
@@ -103,7 +116,7 @@ impl Member {
                 let _ = end.send(());
             })
             .map_err(|error| TransportError(error.to_string()))?;
-        Ok(Box::new(Running { command, ended: Some(ended) }))
+        Ok(Box::new(Running { command, works, ended: Some(ended) }))
     }
 
     fn join(&self) -> KafkaResult<BaseConsumer<Hands>> {

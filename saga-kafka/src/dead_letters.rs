@@ -1,10 +1,10 @@
 //! Records that cannot be handled, as they came, with the reason.
 
-use crate::{publisher::Publisher, topics};
+use crate::{binding, publisher::Publisher, topics};
 use chrono::{SecondsFormat, Utc};
 use rdkafka::{
     Message as _,
-    message::{Header, Headers, OwnedHeaders, OwnedMessage},
+    message::{Header, OwnedHeaders, OwnedMessage},
 };
 use std::time::Duration;
 use tokio::time::sleep;
@@ -30,7 +30,7 @@ pub(crate) async fn bury(publisher: &Publisher, record: &OwnedMessage, reason: &
     loop {
         let (headers, room) = headers(record, reason, largest, cut);
         let value = record.payload().map(|value| &value[..value.len().min(if cut { room.min(MARGIN) } else { room })]);
-        match publisher.publish_raw(&topic, record.key(), value, headers).await {
+        match publisher.publish_raw(&topic, key(record, largest, cut), value, headers).await {
             Ok(()) => return,
             Err(error) => {
                 tracing::error!(topic, %error, "a dead letter could not be published yet, and its partition waits");
@@ -40,6 +40,11 @@ pub(crate) async fn bury(publisher: &Publisher, record: &OwnedMessage, reason: &
         }
         sleep(PAUSE).await;
     }
+}
+
+/// The record's key, unless it fills a message by itself.
+fn key(record: &OwnedMessage, largest: usize, cut: bool) -> Option<&[u8]> {
+    record.key().filter(|key| key.len() <= if cut { MARGIN } else { largest / 2 })
 }
 
 /// The record's headers and ours, and how many bytes that leaves for the value. Headers that fill a message by themselves are left out.
@@ -54,10 +59,10 @@ fn headers(record: &OwnedMessage, reason: &str, largest: usize, cut: bool) -> (O
         ("saga-dead-letter-offset", offset.as_str()),
         ("saga-dead-letter-time", time.as_str()),
     ];
-    let taken = MARGIN + LONGEST_REASON + record.topic().len() + record.key().map_or(0, <[u8]>::len);
+    let taken = MARGIN + LONGEST_REASON + record.topic().len() + key(record, largest, cut).map_or(0, <[u8]>::len);
     let mut room = largest.saturating_sub(taken);
     let mut all = OwnedHeaders::new();
-    for header in record.headers().into_iter().flat_map(|headers| headers.iter()) {
+    for header in binding::record_headers(record) {
         let size = header.key.len() + header.value.map_or(0, <[u8]>::len) + 10;
         if size <= if cut { MARGIN.min(room) } else { room } {
             room -= size;

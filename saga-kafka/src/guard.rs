@@ -3,6 +3,7 @@
 //! The mock cluster keeps 5 MiB or 100,000 records of a partition. Each transport keeps account of what it has published itself, and holds back what would bring
 //! its own unread share of a topic beyond 512 KiB, or what everybody has unread there beyond 50,000 records, until the topic's readers have committed more. So
 //! eight services can publish to one topic. The worst that a wrong guess here can do is to wait.
+//! Dead letters do not wait, or they would stick the partition that they come from: of those, the broker keeps the youngest.
 
 use crate::{settings::Settings, topics::TopicSpec};
 use rdkafka::{

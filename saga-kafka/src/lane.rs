@@ -16,7 +16,7 @@ use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     task::AbortHandle,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// What every lane of a consumer works with.
 pub(crate) struct Works {
@@ -27,6 +27,12 @@ pub(crate) struct Works {
     pub(crate) batch: usize,
     /// Set when a lane has got on.
     pub(crate) progress: AtomicBool,
+    /// Ends every lane after the batch under way.
+    pub(crate) stop: CancellationToken,
+    /// Ends every lane at once, as the death of the process would.
+    pub(crate) dead: CancellationToken,
+    /// The lanes that run.
+    pub(crate) lanes: TaskTracker,
 }
 
 /// The consumer's end of a partition's queue.
@@ -50,10 +56,17 @@ impl Lane {
     pub(crate) fn start(works: Arc<Works>) -> Self {
         let (queue, records) = unbounded_channel();
         let state = Arc::new(State { waiting: AtomicUsize::new(0), next: AtomicI64::new(-1) });
-        let stop = CancellationToken::new();
+        let stop = works.stop.child_token();
         let (guard, alive) = blocking::channel();
         let worker = Worker { works: works.clone(), records, state: state.clone(), stop: stop.clone(), _guard: guard };
-        let task = works.runtime.spawn(worker.run()).abort_handle();
+        let dead = works.dead.clone();
+        let work = async move {
+            tokio::select! {
+                () = dead.cancelled() => {}
+                () = worker.run() => {}
+            }
+        };
+        let task = works.lanes.spawn_on(work, &works.runtime).abort_handle();
         Self { queue, state, stop, task, alive, paused: false }
     }
 

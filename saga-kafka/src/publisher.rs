@@ -14,7 +14,7 @@ use crate::{
     settings::Settings,
     topics::{self, Asked},
 };
-use futures::future::join_all;
+use futures::{StreamExt, stream::FuturesUnordered};
 use rdkafka::{
     ClientContext, Statistics,
     config::FromClientConfigAndContext,
@@ -31,6 +31,7 @@ use saga_core::{
 };
 use std::{
     collections::HashSet,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -86,7 +87,8 @@ impl Publisher {
     }
 
     pub(crate) async fn publish(&self, batch: &[Outgoing]) -> Vec<Result<(), PublishError>> {
-        let topics: HashSet<&str> = batch.iter().map(|outgoing| outgoing.topic.as_str()).collect();
+        let topics =
+            batch.iter().map(|outgoing| outgoing.topic.as_str()).filter(|topic| topics::is_possible(topic)).collect();
         let absent = match self.absent(topics).await {
             Ok(absent) => absent,
             Err(error) => return vec![Err(PublishError::Unavailable(error)); batch.len()],
@@ -94,10 +96,13 @@ impl Publisher {
         let client = self.client();
         // Once a message of a key could not be handed over, no later one may get ahead of it.
         let mut held_up: HashSet<(&str, &str)> = HashSet::new();
-        let mut deliveries = Vec::with_capacity(batch.len());
-        for Outgoing { topic, message } in batch {
+        let mut answers = vec![Err(PublishError::Unavailable("the client gave no answer".into())); batch.len()];
+        let mut deliveries = FuturesUnordered::new();
+        for (answer, Outgoing { topic, message }) in batch.iter().enumerate() {
             let place = (topic.as_str(), message.key.as_str());
-            let handed_over = if absent.contains(topic) {
+            let handed_over = if !topics::is_possible(topic) {
+                Err(PublishError::Refused("its topic has a name that no topic can have".into()))
+            } else if absent.contains(topic) {
                 Err(PublishError::Refused(format!("there is no topic `{topic}`: create it")))
             } else if binding::size(message) > self.largest {
                 Err(self.too_large(message))
@@ -110,17 +115,30 @@ impl Publisher {
                     value: Some(&message.data),
                     headers: binding::headers(message),
                 };
-                self.hand_over(&client, record, binding::size(message)).await
+                let mut handing_over =
+                    pin!(self.hand_over(&client, self.guard.as_ref(), record, binding::size(message)));
+                // What is ahead gets on meanwhile: this one may have to wait until it has.
+                loop {
+                    tokio::select! {
+                        biased;
+                        handed_over = &mut handing_over => break handed_over,
+                        Some((answer, delivered)) = deliveries.next(), if !deliveries.is_empty() => answers[answer] = delivered,
+                    }
+                }
             };
             if let Err(PublishError::Unavailable(_)) = handed_over {
                 held_up.insert(place);
             }
-            deliveries.push(self.delivered(&client, topic, handed_over));
+            let delivered = self.delivered(&client, topic, handed_over);
+            deliveries.push(async move { (answer, delivered.await) });
         }
-        join_all(deliveries).await
+        while let Some((answer, delivered)) = deliveries.next().await {
+            answers[answer] = delivered;
+        }
+        answers
     }
 
-    /// Publishes a record as it is, for dead letters.
+    /// Publishes a record as it is, for dead letters. No guard holds them back: nobody may ever read them, and their partition would wait for that.
     pub(crate) async fn publish_raw(
         &self,
         topic: &str,
@@ -130,17 +148,18 @@ impl Publisher {
     ) -> Result<(), PublishError> {
         let client = self.client();
         let size = value.map_or(0, <[u8]>::len) + binding::RECORD_OVERHEAD;
-        let handed_over = self.hand_over(&client, Record { topic, key, value, headers }, size).await;
+        let handed_over = self.hand_over(&client, None, Record { topic, key, value, headers }, size).await;
         self.delivered(&client, topic, handed_over).await
     }
 
     async fn hand_over<'r>(
         &'r self,
         client: &Client,
+        guard: Option<&'r Guard>,
         record: Record<'r>,
         size: usize,
     ) -> Result<HandedOver<'r>, PublishError> {
-        let admission = match &self.guard {
+        let admission = match guard {
             Some(guard) => Some(guard.admit(record.topic, size).await),
             None => None,
         };

@@ -143,6 +143,12 @@ impl TopicSpec {
     }
 }
 
+/// Whether a topic can have that name. One that cannot be is not to be asked for: the client breaks on some of them.
+pub(crate) fn is_possible(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    (1..=249).contains(&name.len()) && name.bytes().all(allowed) && !matches!(name, "." | "..")
+}
+
 /// The topic for the dead letters of a topic.
 pub(crate) fn dead_letters(topic: &str) -> String {
     format!("{topic}.dlt")

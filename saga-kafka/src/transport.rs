@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use rdkafka::config::FromClientConfig;
 use saga_core::transport::{Consumer, Outgoing, PublishError, Receiver, Subscription, Transport, TransportError};
 use std::{fmt, sync::Arc, time::Duration};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// The way over Kafka, see [the crate's docs](crate). A clone shares the producer.
 #[derive(Clone)]
@@ -141,6 +142,9 @@ impl Transport for KafkaTransport {
             metrics: self.metrics.clone(),
             batch: batch.max(1),
             progress: false.into(),
+            stop: CancellationToken::new(),
+            dead: CancellationToken::new(),
+            lanes: TaskTracker::new(),
         };
         Member::new(self.settings.clone(), group, topics, works, self.metrics.clone()).start()
     }

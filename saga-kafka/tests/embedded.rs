@@ -158,6 +158,16 @@ async fn a_broker_that_is_away_is_waited_for() {
 }
 
 #[tokio::test]
+async fn a_consumer_stops_without_its_broker() {
+    let world = World::start();
+    let mut reading = world.read(TOPIC).await;
+    world.kafka.publish(&events(7)).await;
+    reading.take(7).await;
+    world.broker.with(|cluster| cluster.broker_down(1)).unwrap().unwrap();
+    timeout(Duration::from_secs(15), reading.consumer.stop()).await.expect("it waited for its broker");
+}
+
+#[tokio::test]
 async fn what_nobody_has_read_is_not_driven_out() {
     let world = World::start();
     // 12 MiB on one partition; the broker keeps 5.

@@ -10,7 +10,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Start sagas and cancel them inside your own transactions with [`InTransaction`]. Tests get a throw-away Postgres from `testing`, behind the
+//! Start sagas and cancel them inside your own transactions with [`InTransaction`]; publish events from them through the [`outbox`]. Tests get a throw-away Postgres from `testing`, behind the
 //! feature of that name.
 //!
 //! # How it keeps its promises
@@ -40,6 +40,7 @@
 //! session mode.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod barrier;
 mod error;
 mod hints;
 mod inbox;
@@ -51,6 +52,7 @@ mod store;
 pub mod testing;
 mod transaction;
 
+pub use barrier::Barrier;
 pub use error::SetupError;
 pub use inbox::PgInbox;
 pub use outbox::PgOutbox;

@@ -6,6 +6,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_sagas.sql"),
     include_str!("migrations/0002_inbox.sql"),
     include_str!("migrations/0003_outbox.sql"),
+    include_str!("migrations/0004_inbox_open.sql"),
 ];
 
 /// A schema's name goes into the SQL as it is.

@@ -1,125 +1,18 @@
 //! The barrier: a command twice, late, after its undo; an undo without its command; two at once on two nodes; and everything that can go wrong in between.
 
-use futures::future::BoxFuture;
+mod participant;
+
+use participant::{LONG, Tx, World, held, id, neighbours_are_done, one, success, undone, unknown_because};
 use saga_core::{
-    Encoded, SagaId, StepError,
+    Encoded, StepError,
     message::{Answer, CommandId, Op},
     participant::{Inbox, Job},
     transport::Unavailable,
 };
 use saga_postgres::{PgInbox, testing, testing::Postgres};
-use sqlx::{AssertSqlSafe, PgConnection, PgPool};
-use std::{sync::Arc, time::Duration};
-use tokio::{
-    sync::{Notify, oneshot},
-    time::timeout,
-};
-
-type Tx = PgConnection;
-
-const LONG: Duration = Duration::from_secs(20);
-
-/// A participant's database, with the effects of its handlers in a table.
-struct World {
-    pool: PgPool,
-    inbox: PgInbox,
-    schema: String,
-    url: String,
-}
-
-impl World {
-    async fn start() -> Self {
-        let postgres = testing::shared().await.unwrap();
-        Self::on(postgres).await
-    }
-
-    async fn on(postgres: &Postgres) -> Self {
-        let (url, schema) = (postgres.url(), postgres.schema());
-        let pool = PgPool::connect(&url).await.unwrap();
-        let inbox = PgInbox::in_schema(pool.clone(), &schema).unwrap();
-        inbox.migrate().await.unwrap();
-        let world = Self { pool, inbox, schema, url };
-        world.sql("CREATE TABLE {schema}.effect (name text PRIMARY KEY, count int NOT NULL)").await;
-        world
-    }
-
-    /// Another node of the same participant.
-    async fn another_node(&self) -> PgInbox {
-        PgInbox::in_schema(PgPool::connect(&self.url).await.unwrap(), &self.schema).unwrap()
-    }
-
-    async fn sql(&self, sql: &str) {
-        sqlx::raw_sql(AssertSqlSafe(sql.replace("{schema}", &self.schema))).execute(&self.pool).await.unwrap();
-    }
-
-    async fn count(&self, sql: &str) -> i64 {
-        let sql = sql.replace("{schema}", &self.schema);
-        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.pool).await.unwrap()
-    }
-
-    async fn effects(&self, name: &str) -> i64 {
-        self.count(&format!("SELECT coalesce(max(count), 0)::bigint FROM {{schema}}.effect WHERE name = '{name}'"))
-            .await
-    }
-
-    async fn rows(&self) -> i64 {
-        self.count("SELECT count(*) FROM {schema}.saga_inbox").await
-    }
-
-    /// A job that writes its effect and then does something else.
-    fn job<F>(&self, id: &CommandId, op: Op, name: &str, then: F) -> Job<Tx>
-    where
-        F: for<'t> Fn(&'t mut Tx, Option<Encoded>) -> BoxFuture<'t, Result<Encoded, StepError>> + Send + Sync + 'static,
-    {
-        let schema = self.schema.clone();
-        let sql = format!(
-            "INSERT INTO {schema}.effect VALUES ('{name}', 1) ON CONFLICT (name) DO UPDATE SET count = effect.count + 1"
-        );
-        let then = Arc::new(then);
-        Job::new(id.clone(), op, LONG, move |tx, kept| {
-            let (sql, then) = (sql.clone(), then.clone());
-            Box::pin(async move {
-                sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await?;
-                then(tx, kept).await
-            })
-        })
-    }
-
-    /// A command that is done, and replies with its name.
-    fn done(&self, id: &CommandId, name: &'static str) -> Job<Tx> {
-        self.job(id, Op::Do, name, move |_, _| Box::pin(async move { Ok(text(name)) }))
-    }
-
-    fn undo(&self, id: &CommandId, name: &'static str) -> Job<Tx> {
-        self.job(id, Op::Undo, name, |_, kept| {
-            Box::pin(async move { kept.map(|_| Encoded::null()).ok_or_else(|| StepError::fail("nothing was kept")) })
-        })
-    }
-
-    fn ending(&self, id: &CommandId, name: &'static str, error: fn() -> StepError) -> Job<Tx> {
-        self.job(id, Op::Do, name, move |_, _| Box::pin(async move { Err(error()) }))
-    }
-}
-
-fn text(text: &str) -> Encoded {
-    Encoded::of(&text).unwrap()
-}
-
-fn success(reply: &str) -> Answer {
-    Answer::Success(text(reply))
-}
-
-fn undone() -> Answer {
-    Answer::Success(Encoded::null())
-}
-
-fn id() -> CommandId {
-    CommandId { saga: SagaId::generate(), step: "reserve".into(), generation: 0 }
-}
-
-async fn one(inbox: &PgInbox, job: Job<Tx>) -> Answer {
-    timeout(LONG * 3, inbox.handle(&[job])).await.unwrap().unwrap().remove(0)
-}
+use sqlx::{AssertSqlSafe, PgPool};
+use std::time::Duration;
+use tokio::time::timeout;
 
 #[tokio::test]
 async fn a_command_that_comes_again_is_answered_again_and_not_done_again() {
@@ -231,26 +124,6 @@ async fn another_generation_is_another_command() {
     assert_eq!(one(&world.inbox, world.done(&second, "a")).await, success("a"));
 }
 
-/// A job that says when it is in its work, and waits there.
-fn held(world: &World, id: &CommandId, name: &'static str) -> (Job<Tx>, oneshot::Receiver<()>, Arc<Notify>) {
-    let (entered, inside) = oneshot::channel();
-    let (entered, go_on) = (std::sync::Mutex::new(Some(entered)), Arc::new(Notify::new()));
-    let gate = go_on.clone();
-    let entered = Arc::new(entered);
-    let job = world.job(id, Op::Do, name, move |_, _| {
-        let (entered, gate) = (entered.clone(), gate.clone());
-        Box::pin(async move {
-            let first = entered.lock().unwrap().take();
-            if let Some(entered) = first {
-                entered.send(()).unwrap();
-                gate.notified().await;
-            }
-            Ok(text(name))
-        })
-    });
-    (job, inside, go_on)
-}
-
 #[tokio::test]
 async fn two_nodes_that_have_a_command_at_once_do_it_once() {
     let world = World::start().await;
@@ -304,20 +177,6 @@ async fn a_node_that_dies_in_its_work_leaves_the_command_to_the_next() {
     dying.abort();
     assert_eq!(one(&other, world.done(&id, "fast")).await, success("fast"));
     assert_eq!((world.effects("slow").await, world.effects("fast").await), (0, 1));
-}
-
-/// The neighbours of `culprit` in its batch are done, once.
-async fn neighbours_are_done(world: &World, culprit: Job<Tx>, check: impl FnOnce(&Answer)) {
-    let batch = [world.done(&id(), "before"), culprit, world.done(&id(), "behind")];
-    let answers = timeout(LONG * 3, world.inbox.handle(&batch)).await.unwrap().unwrap();
-    check(&answers[1]);
-    assert_eq!((&answers[0], &answers[2]), (&success("before"), &success("behind")));
-    assert_eq!((world.effects("before").await, world.effects("behind").await), (1, 1));
-    assert_eq!(world.effects("culprit").await, 0);
-}
-
-fn unknown_because(words: &'static str) -> impl FnOnce(&Answer) {
-    move |answer| assert!(matches!(answer, Answer::Unknown(reason) if reason.contains(words)), "{answer:?}")
 }
 
 #[tokio::test]

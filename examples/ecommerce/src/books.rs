@@ -1,11 +1,20 @@
 //! Closing the books: what one service says it has, another one must know of, to the unit.
 
-use crate::{Result, delivery, inventory, order, order::Participants, payment};
+use crate::{
+    Result, delivery, inventory, notification,
+    order::{self, Participants},
+    payment,
+};
 use serde::de::DeserializeOwned;
+use std::time::{Duration, Instant};
+use tokio::time::sleep;
+
+/// How long after the last order somebody may still be told.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Prints the books side by side. An error if they differ, or if an order is not finished.
-pub async fn close(order: &str, others: &Participants) -> Result<()> {
-    let orders: order::Books = read(order).await?;
+pub async fn close(order: &str, others: &Participants, notification: &str) -> Result<()> {
+    let (orders, told) = when_all_are_told(order, notification).await?;
     let stock: inventory::Books = read(&others.inventory).await?;
     let money: payment::Books = read(&others.payment).await?;
     let parcels: delivery::Books = read(&others.delivery).await?;
@@ -15,6 +24,7 @@ pub async fn close(order: &str, others: &Participants) -> Result<()> {
         ("money users began with = left + taken", money.opening, money.left + money.taken),
         ("money taken = totals of confirmed orders", money.taken, orders.money),
         ("deliveries = confirmed orders", parcels.deliveries, orders.confirmed),
+        ("notifications = finished orders", told.notifications, orders.confirmed + orders.cancelled),
         ("unfinished orders = none", orders.unfinished, 0),
     ];
     println!("   {:<44}{:>16}{:>16}{:>14}", "", "one book", "the other", "difference");
@@ -25,6 +35,18 @@ pub async fn close(order: &str, others: &Participants) -> Result<()> {
     match lines.iter().all(|(_, one, other)| one == other) {
         true => Ok(()),
         false => Err("the books do not balance".into()),
+    }
+}
+
+/// Customers are told a moment after their order has ended.
+async fn when_all_are_told(order: &str, notification: &str) -> Result<(order::Books, notification::Books)> {
+    let began = Instant::now();
+    loop {
+        let (orders, told): (order::Books, notification::Books) = (read(order).await?, read(notification).await?);
+        if told.notifications >= orders.confirmed + orders.cancelled || began.elapsed() > PATIENCE {
+            return Ok((orders, told));
+        }
+        sleep(Duration::from_millis(50)).await;
     }
 }
 

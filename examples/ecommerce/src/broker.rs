@@ -1,34 +1,33 @@
 //! Kafka: the topics, the broker that the shop opens with, and how a service connects to it.
 
 use crate::{
-    Result, delivery, delivery::StartDelivery, inventory, inventory::ReserveStock, order, payment,
-    payment::ChargePayment,
+    Result,
+    delivery::{self, StartDelivery},
+    inventory::{self, ReserveStock},
+    notification,
+    order::{self, OrderConfirmed},
+    payment::{self, ChargePayment},
 };
-use saga_core::{participant::Command, transport::Transport};
+use saga_core::{
+    participant::{Command, Event},
+    transport::Transport,
+};
 use saga_kafka::{EmbeddedBroker, KafkaTransport, TopicSpec};
 use std::sync::Arc;
 
-/// How the order saga talks to the other services.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub enum Way {
-    Http,
-    Kafka,
-}
-
 /// All topics, and who reads them.
-pub fn topics() -> [TopicSpec; 4] {
+pub fn topics() -> [TopicSpec; 5] {
     [
         TopicSpec::new(ReserveStock::TOPIC).read_by(inventory::NAME),
         TopicSpec::new(ChargePayment::TOPIC).read_by(payment::NAME),
         TopicSpec::new(StartDelivery::TOPIC).read_by(delivery::NAME),
         TopicSpec::new("order.replies").read_by(order::NAME),
+        TopicSpec::new(OrderConfirmed::TOPIC).read_by(notification::NAME),
     ]
 }
 
 /// What the shop opens with.
 pub enum Broker {
-    /// None: services talk over HTTP.
-    None,
     /// In this process; it ends, and forgets everything, with us.
     Embedded(EmbeddedBroker),
     /// The one in `KAFKA_BROKERS`.
@@ -36,21 +35,21 @@ pub enum Broker {
 }
 
 impl Broker {
-    pub async fn start(way: Way) -> Result<Self> {
-        Ok(match (way, std::env::var("KAFKA_BROKERS")) {
-            (Way::Http, _) => Self::None,
-            (Way::Kafka, Ok(brokers)) => {
-                KafkaTransport::new(&brokers)?.ensure_topics(&topics()).await?;
+    pub async fn start() -> Result<Self> {
+        Ok(match std::env::var("KAFKA_BROKERS") {
+            Ok(brokers) => {
+                let ensured = KafkaTransport::new(&brokers)?.ensure_topics(&topics()).await;
+                ensured
+                    .map_err(|error| format!("the topics cannot be created at {brokers} (KAFKA_BROKERS): {error}"))?;
                 Self::Real(brokers)
             }
-            (Way::Kafka, Err(_)) => Self::Embedded(EmbeddedBroker::start(&topics())?),
+            Err(_) => Self::Embedded(EmbeddedBroker::start(&topics())?),
         })
     }
 
     /// Which broker is in use.
     pub fn in_use(&self) -> String {
         match self {
-            Self::None => "no broker: commands go over HTTP".into(),
             Self::Embedded(broker) => format!("Kafka at {} (embedded, a mock in this process)", broker.brokers()),
             Self::Real(brokers) => format!("Kafka at {brokers} (the one in KAFKA_BROKERS)"),
         }
@@ -59,7 +58,6 @@ impl Broker {
     /// What a service is told, see [`Connection`].
     pub fn arguments(&self) -> Vec<String> {
         match self {
-            Self::None => vec![],
             Self::Embedded(broker) => vec![format!("--brokers={}", broker.brokers()), "--embedded-broker".into()],
             Self::Real(brokers) => vec![format!("--brokers={brokers}")],
         }
@@ -69,22 +67,21 @@ impl Broker {
 /// Where a service finds the broker.
 #[derive(Debug, clap::Args)]
 pub struct Connection {
-    /// Kafka's addresses; without them the service is there over HTTP alone.
-    #[arg(long)]
-    brokers: Option<String>,
+    /// Kafka's addresses.
+    #[arg(long, env = "KAFKA_BROKERS")]
+    brokers: String,
     /// The broker is the one in the parent.
-    #[arg(long, hide = true, requires = "brokers")]
+    #[arg(long, hide = true)]
     embedded_broker: bool,
 }
 
 impl Connection {
-    pub fn transport(&self) -> Result<Option<Arc<dyn Transport>>> {
-        let Some(brokers) = &self.brokers else { return Ok(None) };
+    pub fn transport(&self) -> Result<Arc<dyn Transport>> {
         let kafka = match self.embedded_broker {
-            true => EmbeddedBroker::settings(brokers, &topics()),
+            true => EmbeddedBroker::settings(&self.brokers, &topics()),
             // A process that was killed is missed after six seconds, the least that a broker allows.
-            false => KafkaTransport::builder(brokers).set_consumer("session.timeout.ms", "6000"),
+            false => KafkaTransport::builder(&self.brokers).set_consumer("session.timeout.ms", "6000"),
         };
-        Ok(Some(Arc::new(kafka.build()?)))
+        Ok(Arc::new(kafka.build()?))
     }
 }

@@ -2,15 +2,14 @@
 
 use crate::{
     Result,
-    service::{self, Place, Problem, command},
+    service::{self, Place, Problem},
 };
 use axum::{Json, Router, extract::State, routing::get};
 use saga_core::{
     StepError,
-    message::Op,
     participant::{Command, CommandCx, Participant},
 };
-use saga_postgres::PgInbox;
+use saga_postgres::{Barrier, PgInbox};
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool};
 
@@ -29,9 +28,10 @@ pub async fn serve(place: &Place) -> Result<()> {
     let inbox = PgInbox::new(db.clone());
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
-    let router =
-        Router::new().route("/deliveries", command(&inbox, Op::Do, start)).route("/books", get(books)).with_state(db);
-    service::take_part(place, router, Participant::new(NAME, inbox, ()).on(start)).await
+    let barrier = Barrier::new(inbox.clone(), ());
+    let router = Router::new().route("/deliveries", barrier.on(start)).route("/books", get(books)).with_state(db);
+    let participant = Participant::new(NAME, inbox, ()).on(start);
+    service::take_part(place, router, participant.start(place.broker.transport()?).await?).await
 }
 
 /// What the order saga asks for.

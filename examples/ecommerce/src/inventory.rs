@@ -2,7 +2,7 @@
 
 use crate::{
     Result,
-    service::{self, Place, Problem, command},
+    service::{self, Place, Problem},
 };
 use axum::{
     Json, Router,
@@ -12,10 +12,9 @@ use axum::{
 };
 use saga_core::{
     StepError,
-    message::Op,
     participant::{Command, CommandCx, Participant},
 };
-use saga_postgres::PgInbox;
+use saga_postgres::{Barrier, PgInbox};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::{PgConnection, PgPool};
@@ -42,13 +41,15 @@ pub async fn serve(place: &Place) -> Result<()> {
     let inbox = PgInbox::new(db.clone());
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
+    let barrier = Barrier::new(inbox.clone(), ());
     let router = Router::new()
-        .route("/reservations", command(&inbox, Op::Do, reserve))
-        .route("/reservations/release", command(&inbox, Op::Undo, release))
+        .route("/reservations", barrier.on(reserve))
+        .route("/reservations/release", barrier.on_undo(release))
         .route("/inventory/{product}", get(inventory))
         .route("/books", get(books))
         .with_state(db);
-    service::take_part(place, router, Participant::new(NAME, inbox, ()).on(reserve).on_undo(release)).await
+    let participant = Participant::new(NAME, inbox, ()).on(reserve).on_undo(release);
+    service::take_part(place, router, participant.start(place.broker.transport()?).await?).await
 }
 
 /// What the order saga asks for.

@@ -1,4 +1,4 @@
-//! A shop in four services, whose orders survive a crash. See the README.
+//! A shop in five services, whose orders survive a crash. See the README.
 
 #![allow(unreachable_pub, reason = "a program has nobody outside")]
 
@@ -9,6 +9,7 @@ mod client;
 mod databases;
 mod delivery;
 mod inventory;
+mod notification;
 mod opening;
 mod order;
 mod payment;
@@ -18,14 +19,14 @@ mod serve;
 mod service;
 mod tour;
 
-use broker::Way;
 use clap::{Parser, Subcommand};
+use order::Way;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
-/// A shop in four services, whose orders survive a crash.
+/// A shop in five services, whose orders survive a crash.
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -40,7 +41,7 @@ enum Command {
     Serve {
         #[command(flatten)]
         transport: Transport,
-        /// The services listen at this port + 2, 4, 5 and 6; 0 is for any free ports.
+        /// The services listen at this port + 2, 4, 5, 6 and 8; 0 is for any free ports.
         #[arg(long, default_value_t = 8080, value_parser = clap::value_parser!(u16).range(..65_000))]
         port_base: u16,
     },
@@ -50,15 +51,17 @@ enum Command {
         order: String,
         #[command(flatten)]
         others: order::Participants,
+        #[arg(long, default_value = "http://127.0.0.1:8088")]
+        notification: String,
     },
     /// One service, as a process of its own.
     #[command(subcommand)]
     Service(Service),
 }
 
-#[derive(Debug, clap::Args)]
+#[derive(clap::Args)]
 struct Transport {
-    /// How commands get to the services. Kafka is the one in KAFKA_BROKERS, else a mock in this process.
+    /// How commands get to the services. Events go over Kafka in any case: the one in KAFKA_BROKERS, else a mock in this process.
     #[arg(long = "transport", value_enum, default_value_t = Way::Kafka)]
     way: Way,
 }
@@ -70,15 +73,19 @@ enum Service {
         place: service::Place,
         #[command(flatten)]
         participants: order::Participants,
+        #[command(flatten)]
+        transport: Transport,
     },
     Inventory(service::Place),
     Payment(service::Place),
     Delivery(service::Place),
+    Notification(service::Place),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,sqlx=error"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,sqlx=error,librdkafka=error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     match run(Arguments::parse().command.unwrap_or(Command::Tour(Transport { way: Way::Kafka }))).await {
         Ok(()) => ExitCode::SUCCESS,
@@ -93,10 +100,13 @@ async fn run(command: Command) -> Result<()> {
     match command {
         Command::Tour(transport) => tour::tour(transport.way).await,
         Command::Serve { transport, port_base } => serve::serve(transport.way, port_base).await,
-        Command::Books { order, others } => books::close(&order, &others).await,
-        Command::Service(Service::Order { place, participants }) => order::serve(&place, participants).await,
+        Command::Books { order, others, notification } => books::close(&order, &others, &notification).await,
+        Command::Service(Service::Order { place, participants, transport }) => {
+            order::serve(&place, participants, transport.way).await
+        }
         Command::Service(Service::Inventory(place)) => inventory::serve(&place).await,
         Command::Service(Service::Payment(place)) => payment::serve(&place).await,
         Command::Service(Service::Delivery(place)) => delivery::serve(&place).await,
+        Command::Service(Service::Notification(place)) => notification::serve(&place).await,
     }
 }

@@ -4,7 +4,7 @@ use crate::{
     Result,
     client::Participant,
     saga::{OrderSaga, OrderSagaOverKafka, PlaceOrder, Shop},
-    service::{self, Place, Problem, idempotency_key},
+    service::{self, GRACE, Place, Problem, idempotency_key},
 };
 use axum::{
     Json, Router,
@@ -12,12 +12,13 @@ use axum::{
     http::{HeaderMap, StatusCode},
     routing::{get, post},
 };
-use saga_core::{Engine, Outcome, SagaId, Sagas, machine::Status};
-use saga_postgres::{InTransaction, PgStore};
+use saga_core::{Engine, Outcome, SagaId, Sagas, StepError, machine::Status, participant::Event};
+use saga_postgres::{InTransaction, PgOutbox, PgStore};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::{PgConnection, PgPool};
 use std::{sync::Arc, time::Duration};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 /// The service's name.
@@ -44,6 +45,30 @@ const SCHEMA: &str = "
     CREATE INDEX IF NOT EXISTS orders_of_user ON orders (user_id);
     INSERT INTO product VALUES (1, 'MacBook Pro 16', 3500000), (2, 'Signed poster', 90000) ON CONFLICT DO NOTHING";
 
+/// How the saga's commands get to the other services.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Way {
+    Http,
+    Kafka,
+}
+
+impl Way {
+    pub const fn told(self) -> &'static str {
+        match self {
+            Self::Http => "commands over HTTP",
+            Self::Kafka => "commands over Kafka",
+        }
+    }
+
+    /// What the order service is told.
+    pub fn argument(self) -> String {
+        match self {
+            Self::Http => "--transport=http".into(),
+            Self::Kafka => "--transport=kafka".into(),
+        }
+    }
+}
+
 /// Where the other services are.
 #[derive(Debug, clap::Args)]
 pub struct Participants {
@@ -55,25 +80,29 @@ pub struct Participants {
     pub delivery: String,
 }
 
-pub async fn serve(place: &Place, participants: Participants) -> Result<()> {
+pub async fn serve(place: &Place, participants: Participants, way: Way) -> Result<()> {
     let db = PgPool::connect(&place.database).await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
     let store = PgStore::connect(&place.database).await?;
     store.migrate().await?;
+    let outbox = PgOutbox::new(db.clone(), NAME);
+    let kafka = place.broker.transport()?;
+    let relay = outbox.relay(kafka.clone()).start().await?;
     let shop = Arc::new(Shop {
         orders: db.clone(),
+        outbox,
         inventory: Participant::at(participants.inventory),
         payment: Participant::at(participants.payment),
         delivery: Participant::at(participants.delivery),
     });
-    let kafka = place.broker.transport()?;
-    let over_kafka = kafka.is_some();
-    let mut engine = Engine::builder(store.clone()).register::<OrderSaga>(shop.clone())?;
-    if let Some(kafka) = kafka {
-        engine = engine.transport(NAME, kafka).register::<OrderSagaOverKafka>(shop)?;
-    }
-    let engine = engine.configure(|config| config.lease = LEASE).start().await?;
-    let sagas = OrderSagas { over_http: engine.sagas(), over_kafka: engine.sagas(), new_ones_over_kafka: over_kafka };
+    let engine = Engine::builder(store.clone())
+        .transport(NAME, kafka)
+        .register::<OrderSaga>(shop.clone())?
+        .register::<OrderSagaOverKafka>(shop)?
+        .configure(|config| config.lease = LEASE)
+        .start()
+        .await?;
+    let sagas = OrderSagas { over_http: engine.sagas(), over_kafka: engine.sagas(), new_ones: way };
     let router = Router::new()
         .route("/orders", post(submit).get(of_user))
         .route("/orders/{id}", get(one))
@@ -81,7 +110,12 @@ pub async fn serve(place: &Place, participants: Participants) -> Result<()> {
         .route("/books", get(books))
         .with_state(Orders { db, store, sagas });
     service::serve(router, place).await?;
-    engine.shutdown(Duration::from_secs(5)).await;
+    let ended = async {
+        engine.shutdown(GRACE).await;
+        relay.stop().await;
+    };
+    // It would wait for a broker that is gone.
+    let _ = timeout(2 * GRACE, ended).await;
     Ok(())
 }
 
@@ -92,12 +126,12 @@ struct Orders {
     sagas: OrderSagas,
 }
 
-/// The orders of both versions of the saga. One that began over HTTP ends over HTTP, also in a shop that has Kafka by now.
+/// The orders of both versions of the saga. One that began over HTTP ends over HTTP, also when new ones go over Kafka by now.
 #[derive(Clone)]
 struct OrderSagas {
     over_http: Sagas<OrderSaga>,
     over_kafka: Sagas<OrderSagaOverKafka>,
-    new_ones_over_kafka: bool,
+    new_ones: Way,
 }
 
 impl OrderSagas {
@@ -109,9 +143,13 @@ impl OrderSagas {
         key: &str,
         order: PlaceOrder,
     ) -> Result<(SagaId, bool), saga_core::Error> {
-        Ok(match self.new_ones_over_kafka {
-            true => self.over_kafka.submit_in(store, tx, key, order).await.map(|saga| (saga.id(), saga.is_new()))?,
-            false => self.over_http.submit_in(store, tx, key, order).await.map(|saga| (saga.id(), saga.is_new()))?,
+        Ok(match self.new_ones {
+            Way::Kafka => {
+                self.over_kafka.submit_in(store, tx, key, order).await.map(|saga| (saga.id(), saga.is_new()))?
+            }
+            Way::Http => {
+                self.over_http.submit_in(store, tx, key, order).await.map(|saga| (saga.id(), saga.is_new()))?
+            }
         })
     }
 
@@ -233,10 +271,44 @@ pub async fn total(db: &PgPool, saga: SagaId) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar("SELECT total FROM orders WHERE id = $1").bind(saga.as_uuid()).fetch_one(db).await
 }
 
-/// For the saga: the order's state is a copy of the saga's, for queries.
-pub async fn change(db: &PgPool, saga: SagaId, state: &str) -> Result<(), sqlx::Error> {
-    sqlx::query("UPDATE orders SET state = $2 WHERE id = $1").bind(saga.as_uuid()).bind(state).execute(db).await?;
-    Ok(())
+/// For the saga: the order's state is a copy of the saga's, for queries. If it changes, others are told in the same transaction; a repeat changes nothing.
+pub async fn change(shop: &Shop, saga: SagaId, state: &str, event: &impl Event) -> Result<(), StepError> {
+    let mut tx = shop.orders.begin().await?;
+    let changed = sqlx::query("UPDATE orders SET state = $2 WHERE id = $1 AND state = 'PENDING'")
+        .bind(saga.as_uuid())
+        .bind(state)
+        .execute(&mut *tx)
+        .await?;
+    if changed.rows_affected() == 1 {
+        shop.outbox.publish(&mut tx, &saga.to_string(), event).await?;
+    }
+    Ok(shop.outbox.commit(tx).await?)
+}
+
+/// What others are told of an order.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OrderConfirmed {
+    pub order_id: Uuid,
+    pub user_id: i64,
+}
+
+impl Event for OrderConfirmed {
+    const TYPE: &'static str = "order.confirmed.v1";
+    const TOPIC: &'static str = "order.events";
+}
+
+/// The same.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OrderCancelled {
+    pub order_id: Uuid,
+    pub user_id: i64,
+}
+
+impl Event for OrderCancelled {
+    const TYPE: &'static str = "order.cancelled.v1";
+    const TOPIC: &'static str = OrderConfirmed::TOPIC;
 }
 
 /// The finished orders, and how many are not.
@@ -259,4 +331,36 @@ async fn books(State(orders): State<Orders>) -> Result<Json<Books>, Problem> {
     .fetch_one(&orders.db)
     .await?;
     Ok(Json(Books { unfinished, cancelled, confirmed, units, money }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use saga_postgres::testing::Postgres;
+
+    #[tokio::test]
+    async fn a_step_that_runs_again_after_its_commit_tells_nobody_twice() -> Result<()> {
+        let postgres = Postgres::private().await?;
+        let orders = PgPool::connect(&postgres.url()).await?;
+        sqlx::raw_sql(SCHEMA).execute(&orders).await?;
+        let outbox = PgOutbox::new(orders.clone(), NAME);
+        outbox.migrate().await?;
+        let [inventory, payment, delivery] = ["", "", ""].map(Participant::at);
+        let shop = Shop { orders, outbox: outbox.clone(), inventory, payment, delivery };
+        let saga = SagaId::from(Uuid::now_v7());
+        sqlx::query("INSERT INTO orders VALUES ($1, 1, 1, 'MacBook Pro 16', 3500000, 1, 3500000, 'PENDING')")
+            .bind(saga.as_uuid())
+            .execute(&shop.orders)
+            .await?;
+        let confirmed = OrderConfirmed { order_id: saga.as_uuid(), user_id: 1 };
+        for _ in 0..2 {
+            change(&shop, saga, "CONFIRMED", &confirmed).await.map_err(|error| error.to_string())?;
+            assert_eq!(outbox.lag().await?.waiting, 1);
+        }
+        let state: String = sqlx::query_scalar("SELECT state FROM orders").fetch_one(&shop.orders).await?;
+        assert_eq!(state, "CONFIRMED");
+        shop.orders.close().await;
+        postgres.stop().await;
+        Ok(())
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     Result,
-    service::{self, Place, Problem, command},
+    service::{self, Place, Problem},
 };
 use axum::{
     Json, Router,
@@ -12,10 +12,9 @@ use axum::{
 };
 use saga_core::{
     StepError,
-    message::Op,
     participant::{Command, CommandCx, Participant},
 };
-use saga_postgres::PgInbox;
+use saga_postgres::{Barrier, PgInbox};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::{PgConnection, PgPool};
@@ -44,12 +43,14 @@ pub async fn serve(place: &Place) -> Result<()> {
     let inbox = PgInbox::new(db.clone());
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
+    let barrier = Barrier::new(inbox.clone(), ());
     let router = Router::new()
-        .route("/payments", command(&inbox, Op::Do, charge))
+        .route("/payments", barrier.on(charge))
         .route("/accounts/{user}", get(account))
         .route("/books", get(books))
         .with_state(db);
-    service::take_part(place, router, Participant::new(NAME, inbox, ()).on(charge)).await
+    let participant = Participant::new(NAME, inbox, ()).on(charge);
+    service::take_part(place, router, participant.start(place.broker.transport()?).await?).await
 }
 
 /// What the order saga asks for.

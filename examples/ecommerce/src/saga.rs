@@ -4,10 +4,11 @@ use crate::{
     client::Participant,
     delivery::{StartDelivery, Started},
     inventory::{ReleaseStock, ReserveStock, Reserved},
-    order,
+    order::{self, OrderCancelled, OrderConfirmed},
     payment::{ChargePayment, Charged},
 };
 use saga_core::{CompensationCx, Cx, Out, Retry, Saga, SagaBuilder, StepError};
+use saga_postgres::PgOutbox;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use std::{num::NonZeroU32, time::Duration};
@@ -24,6 +25,7 @@ pub struct PlaceOrder {
 /// What the steps work with.
 pub struct Shop {
     pub orders: PgPool,
+    pub outbox: PgOutbox,
     pub inventory: Participant,
     pub payment: Participant,
     pub delivery: Participant,
@@ -57,7 +59,8 @@ impl Saga for OrderSaga {
     }
 }
 
-/// Over Kafka: a step is a command, and its output is the reply.
+/// Over Kafka: a step is a command, and its output is the reply. A command waits in its topic while its receiver is away, so there is no need to be quick to
+/// send it again.
 pub struct OrderSagaOverKafka;
 
 impl Saga for OrderSagaOverKafka {
@@ -72,13 +75,11 @@ impl Saga for OrderSagaOverKafka {
 
         let total = saga.compensatable("place-order").run(place_order).compensate(cancel_order);
         saga.compensatable("reserve-stock")
-            .timeout(Duration::from_secs(5))
             .command(|PlaceOrder { product_id, quantity, .. }| ReserveStock { product_id, quantity })
             .compensate_command(|_, _| ReleaseStock {});
         saga.pivot("charge-payment")
             .reads(total)
             .retry(for_minutes)
-            .timeout(Duration::from_secs(5))
             .command(|PlaceOrder { user_id, .. }, amount| ChargePayment { user_id, amount });
         saga.retriable("start-delivery")
             .retry(patiently().forever())
@@ -96,12 +97,14 @@ async fn place_order(shop: Cx<Shop>, _: PlaceOrder) -> Result<i64, StepError> {
     Ok(order::total(&shop.orders, shop.saga_id()).await?)
 }
 
-async fn cancel_order(shop: CompensationCx<Shop>, _: PlaceOrder, _: Option<i64>) -> Result<(), StepError> {
-    Ok(order::change(&shop.orders, shop.saga_id(), "CANCELLED").await?)
+async fn cancel_order(shop: CompensationCx<Shop>, order: PlaceOrder, _: Option<i64>) -> Result<(), StepError> {
+    let cancelled = OrderCancelled { order_id: shop.saga_id().as_uuid(), user_id: order.user_id };
+    order::change(&shop, shop.saga_id(), "CANCELLED", &cancelled).await
 }
 
-async fn confirm_order(shop: Cx<Shop>, _: PlaceOrder) -> Result<(), StepError> {
-    Ok(order::change(&shop.orders, shop.saga_id(), "CONFIRMED").await?)
+async fn confirm_order(shop: Cx<Shop>, order: PlaceOrder) -> Result<(), StepError> {
+    let confirmed = OrderConfirmed { order_id: shop.saga_id().as_uuid(), user_id: order.user_id };
+    order::change(&shop, shop.saga_id(), "CONFIRMED", &confirmed).await
 }
 
 async fn reserve_stock(shop: Cx<Shop>, order: PlaceOrder) -> Result<Reserved, StepError> {

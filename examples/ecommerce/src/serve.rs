@@ -1,23 +1,19 @@
 //! The shop, open until it is told to close.
 
 use crate::{
-    Result,
-    broker::{Broker, Way},
-    databases::Databases,
-    opening::Services,
-    process::Process,
+    Result, broker::Broker, databases::Databases, opening::Services, order::Way, process::Process,
     service::told_to_stop,
 };
 use tokio::{sync::watch, task::JoinSet};
 
 pub async fn serve(way: Way, port_base: u16) -> Result<()> {
     let mut postgres = Databases::start("ecommerce").await?;
-    let broker = Broker::start(way).await?;
-    let services = Services::start(&mut postgres, &broker, port_base).await?;
+    let broker = Broker::start().await?;
+    let services = Services::start(&mut postgres, &broker, way, port_base).await?;
 
-    println!("{}\n{}\n", postgres.in_use(), broker.in_use());
+    println!("{}\n{}\n{}\n", postgres.in_use(), broker.in_use(), way.told());
     for service in services.all() {
-        println!("{:<10} {}  process {:<8} {}", service.name, service.url, service.id(), service.database);
+        println!("{:<12} {}  process {:<8} {}", service.name, service.url, service.id(), service.database);
     }
     println!(
         "\nTry it, and kill -9 a process while you do: it is started again.\n\

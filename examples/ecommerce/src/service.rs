@@ -2,30 +2,22 @@
 
 use crate::{Result, broker::Connection};
 use axum::{
-    Json, Router,
+    Router,
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
-    routing::{MethodRouter, post},
 };
-use saga_core::{
-    Encoded,
-    message::{Answer, CommandId, Op},
-    participant::{Command, CommandCx, Handle, Inbox, Job, Participant},
-    transport::Unavailable,
-};
-use saga_postgres::PgInbox;
+use saga_core::participant::Participating;
 use serde_json::json;
-use sqlx::PgConnection;
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::oneshot,
+    time::timeout,
 };
 
-/// How long a command may take.
-const ALLOWED: Duration = Duration::from_secs(30);
-
+/// How long what is under way may take to end when a service stops.
+pub const GRACE: Duration = Duration::from_secs(5);
 /// Where a service is.
 #[derive(Debug, clap::Args)]
 pub struct Place {
@@ -76,61 +68,17 @@ fn stdin_closed() -> oneshot::Receiver<()> {
     noticed
 }
 
-/// Takes part in sagas, over HTTP and, if there is a broker, over Kafka, until told to stop.
-pub async fn take_part(place: &Place, router: Router, participant: Participant<PgInbox, ()>) -> Result<()> {
-    let participating = match place.broker.transport()? {
-        Some(kafka) => Some(participant.start(kafka).await?),
-        None => None,
-    };
+/// Serves, and takes part over Kafka, until told to stop.
+pub async fn take_part(place: &Place, router: Router, participating: Participating) -> Result<()> {
     serve(router, place).await?;
-    if let Some(participating) = participating {
-        participating.stop().await;
-    }
+    // It would wait for a broker that is gone, and a shop that was killed takes its embedded one with it.
+    let _ = timeout(GRACE, participating.stop()).await;
     Ok(())
-}
-
-/// The way over HTTP to a function that handles commands, behind the same inbox as over Kafka.
-pub fn command<S, C>(inbox: &PgInbox, op: Op, handler: impl for<'t> Handle<'t, (), PgConnection, C>) -> MethodRouter<S>
-where
-    S: Clone + Send + Sync + 'static,
-    C: Command + Clone,
-{
-    let (inbox, handler) = (inbox.clone(), Arc::new(handler));
-    post(move |headers: HeaderMap, Json(command): Json<C>| async move {
-        let id = command_id(&headers)?;
-        let job = Job::new(id.clone(), op, ALLOWED, move |db, kept| {
-            let (handler, command) = (handler.clone(), command.clone());
-            let cx = CommandCx::new(id.clone(), (), kept);
-            Box::pin(async move { Ok(Encoded::of(&handler.call(cx, db, command).await?)?) })
-        });
-        let answered = inbox.handle(&[job]).await;
-        match answered.map(|mut answers| answers.pop()) {
-            Ok(Some(Answer::Success(reply))) => Ok(([(CONTENT_TYPE, "application/json")], reply.as_str().to_owned())),
-            Ok(Some(Answer::Fail(reason))) => Err(Problem::new(StatusCode::CONFLICT, &reason)),
-            Ok(Some(Answer::Retry(reason))) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, &reason)),
-            Ok(Some(Answer::Unknown(reason))) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, &reason)),
-            Ok(None) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the inbox gave no answer")),
-            // Nothing is known, so the caller must not take it for "nothing happened".
-            Err(Unavailable(reason)) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, &reason)),
-        }
-    })
 }
 
 /// The header `Idempotency-Key`, as a client chose it.
 pub fn idempotency_key(headers: &HeaderMap) -> Option<&str> {
     headers.get("idempotency-key")?.to_str().ok().filter(|key| !key.is_empty())
-}
-
-/// The header `Idempotency-Key`, as a saga's step writes it: `<saga>/<step>`, and `/<generation>` behind if that is not 0.
-fn command_id(headers: &HeaderMap) -> Result<CommandId, Problem> {
-    let parse = |key: &str| {
-        let mut parts = key.split('/');
-        let (saga, step) = (parts.next()?.parse().ok()?, parts.next()?.to_owned());
-        let generation = parts.next().map_or(Some(0), |generation| generation.parse().ok())?;
-        (parts.next().is_none() && !step.is_empty()).then_some(CommandId { saga, step, generation })
-    };
-    let wanted = "the header Idempotency-Key has to be <saga>/<step>, or <saga>/<step>/<generation>";
-    idempotency_key(headers).and_then(parse).ok_or(Problem::new(StatusCode::BAD_REQUEST, wanted))
 }
 
 /// A no, as problem details (RFC 9457).

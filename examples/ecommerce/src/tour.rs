@@ -4,10 +4,10 @@ use crate::{
     Result,
     account::AccountInUse,
     books,
-    broker::{Broker, Way},
+    broker::Broker,
     databases::Databases,
     opening::Services,
-    order::Participants,
+    order::{Participants, Way},
 };
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -26,11 +26,11 @@ pub async fn tour(way: Way) -> Result<()> {
 
 async fn tell(postgres: &mut Databases, way: Way) -> Result<()> {
     headline("The shop opens");
-    let broker = Broker::start(way).await?;
-    let mut services = Services::start(postgres, &broker, 0).await?;
-    println!("   {}\n   {}", postgres.in_use(), broker.in_use());
+    let broker = Broker::start().await?;
+    let mut services = Services::start(postgres, &broker, way, 0).await?;
+    println!("   {}\n   {}\n   {}", postgres.in_use(), broker.in_use(), way.told());
     for service in services.all() {
-        println!("   {:<10} {}  process {:<8} a database of its own", service.name, service.url, service.id());
+        println!("   {:<12} {}  process {:<8} a database of its own", service.name, service.url, service.id());
     }
     let shop = Shop {
         order: services.order.url.clone(),
@@ -83,7 +83,7 @@ async fn tell(postgres: &mut Databases, way: Way) -> Result<()> {
         payment: services.payment.url.clone(),
         delivery: services.delivery.url.clone(),
     };
-    books::close(&services.order.url, &others).await?;
+    books::close(&services.order.url, &others, &services.notification.url).await?;
     println!("\n   They balance: nothing was lost, nothing was done twice.");
     for service in services.into_all() {
         service.stop().await?;
@@ -118,14 +118,15 @@ impl Shop {
         get(&format!("{}/orders/{order}", self.order)).await
     }
 
-    /// Waits for the end of an order, and tells its saga's history.
+    /// Waits for the end of an order, and tells what came of its saga's steps. When commands were sent is in the history too, but is another story each time.
     async fn ended(&self, order: &str) -> Result<Value> {
         let began = Instant::now();
         loop {
             let found = self.look_up(order).await?;
             if found["saga"] == "Completed" || found["saga"] == "RolledBack" {
                 let history = reqwest::get(format!("{}/orders/{order}/history", self.order)).await?.text().await?;
-                history.lines().for_each(|line| println!("      {line}"));
+                let outcomes = history.lines().filter(|line| !line.contains("commanded"));
+                outcomes.for_each(|line| println!("      {line}"));
                 println!("   ended after {:.2?}", began.elapsed());
                 return Ok(found);
             }

@@ -15,16 +15,63 @@ use tokio::{
     process::{Child, Command},
 };
 
+const ECOMMERCE: &str = env!("CARGO_BIN_EXE_ecommerce");
+
+/// With a Postgres and a broker of its own, which end with it.
 fn ecommerce() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ecommerce"));
-    // A Postgres of its own, which ends with it.
+    let mut command = Command::new(ECOMMERCE);
+    command.env_remove("DATABASE_URL").env_remove("KAFKA_BROKERS").kill_on_drop(true);
+    command
+}
+
+/// With the broker in `KAFKA_BROKERS`, else with a real one that is started for it.
+fn ecommerce_on_a_real_broker() -> Command {
+    let mut command = match std::env::var("KAFKA_BROKERS") {
+        Ok(_) => Command::new(ECOMMERCE),
+        Err(_) => {
+            let mut command = Command::new("bash");
+            command.args([concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/kafka"), "run", "--", ECOMMERCE]);
+            command
+        }
+    };
     command.env_remove("DATABASE_URL").kill_on_drop(true);
     command
 }
 
+/// Runs each of these tests with commands over HTTP, and over Kafka on the embedded broker.
+macro_rules! for_both_transports {
+    ($($name:ident)*) => {
+        mod over_http {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(super::Shop::open("http").await).await;
+            })*
+        }
+        mod over_kafka {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name(super::Shop::open("kafka").await).await;
+            })*
+        }
+    };
+}
+
+for_both_transports! {
+    the_barrier_makes_repeated_late_and_early_commands_harmless
+    the_barrier_stands_before_payment_and_delivery_as_well
+    a_key_that_names_no_step_is_a_bad_request
+    what_an_order_asked_for_is_found_in_the_inbox_by_its_key_over_http_as_well
+    one_of_a_hundred_buyers_gets_the_last_item
+    orders_survive_when_each_service_is_killed_while_they_are_under_way
+    an_order_is_placed_once_for_each_key_at_the_shops_price
+    a_customer_is_told_once_what_became_of_an_order
+    books_that_do_not_balance_exit_with_an_error
+    services_end_with_a_shop_that_is_killed
+}
+
 /// `ecommerce serve`, on free ports.
 struct Shop {
-    _process: Child,
+    process: Child,
     http: Client,
     urls: HashMap<String, String>,
     processes: HashMap<String, String>,
@@ -32,14 +79,17 @@ struct Shop {
 }
 
 impl Shop {
-    async fn open() -> Self {
+    async fn open(transport: &str) -> Self {
         let mut serve = ecommerce();
         // It is killed at the end of the test, and its Postgres with it: the services may complain, but not here.
-        serve.args(["serve", "--port-base", "0"]).env("RUST_LOG", "off").stdout(Stdio::piped());
+        serve
+            .args(["serve", "--transport", transport, "--port-base", "0"])
+            .env("RUST_LOG", "off")
+            .stdout(Stdio::piped());
         let mut process = serve.spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let (mut urls, mut processes, mut databases) = (HashMap::new(), HashMap::new(), HashMap::new());
-        while urls.len() < 4 {
+        while urls.len() < 5 {
             let line = lines.next_line().await.unwrap().expect("the shop opens");
             if let [name, url, _, process, database] = *line.split_whitespace().collect::<Vec<_>>()
                 && url.starts_with("http://")
@@ -51,7 +101,7 @@ impl Shop {
         }
         // Somebody has to read what it says.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Self { _process: process, http: Client::new(), urls, processes, databases }
+        Self { process, http: Client::new(), urls, processes, databases }
     }
 
     async fn get(&self, service: &str, path: &str) -> Value {
@@ -74,7 +124,7 @@ impl Shop {
 
     async fn ended(&self, order: &Value) -> Value {
         let path = format!("/orders/{}", order["id"].as_str().unwrap());
-        let patience = Instant::now() + Duration::from_secs(60);
+        let patience = Instant::now() + Duration::from_secs(120);
         loop {
             // It may be away for a while.
             if let Ok(found) = self.http.get(format!("{}{path}", self.urls["order"])).send().await
@@ -88,13 +138,13 @@ impl Shop {
         }
     }
 
-    async fn reserve(&self, key: &str, quantity: u32) -> (StatusCode, Value) {
-        let wanted = json!({ "orderId": uuid::Uuid::nil(), "productId": 1, "quantity": quantity });
-        self.post("inventory", "/reservations", key, wanted).await
+    async fn reserve(&self, order: &str, quantity: u32) -> (StatusCode, Value) {
+        let wanted = json!({ "productId": 1, "quantity": quantity });
+        self.post("inventory", "/reservations", &key_of(order), wanted).await
     }
 
-    async fn release(&self, key: &str) {
-        let (status, _) = self.post("inventory", "/reservations/release", key, Value::Null).await;
+    async fn release(&self, order: &str) {
+        let (status, _) = self.post("inventory", "/reservations/release", &key_of(order), json!({})).await;
         assert_eq!(status, StatusCode::OK);
     }
 
@@ -118,14 +168,17 @@ impl Shop {
     }
 }
 
+/// The idempotency key of a step of the order with this name.
+fn key_of(order: &str) -> String {
+    format!("{}/step", uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, order.as_bytes()))
+}
+
 #[tokio::test]
 async fn the_tour_ends_with_books_that_balance() {
-    let tour = ecommerce().output().await.unwrap();
-    let told = String::from_utf8(tour.stdout).unwrap();
-    assert!(tour.status.success(), "{told}\n{}", String::from_utf8_lossy(&tour.stderr));
-    assert_eq!(String::from_utf8_lossy(&tour.stderr), "", "nothing is mixed into the story");
+    let told = assert_told(&ecommerce().output().await.unwrap());
     for line in [
         "private, started from the binaries on this machine",
+        "embedded, a mock in this process",
         "confirm-order succeeded",
         "charge-payment failed: payment declined",
         "reserve-stock was undone",
@@ -140,9 +193,50 @@ async fn the_tour_ends_with_books_that_balance() {
 }
 
 #[tokio::test]
-async fn the_barrier_makes_repeated_late_and_early_commands_harmless() {
-    let shop = Shop::open().await;
+async fn the_tours_output_is_the_same_over_http_the_embedded_broker_and_a_real_one() {
+    let over_http = ecommerce().args(["tour", "--transport", "http"]).output().await.unwrap();
+    let embedded = ecommerce().output().await.unwrap();
+    let real = ecommerce_on_a_real_broker().stderr(Stdio::piped()).output().await.unwrap();
+    let complaints = String::from_utf8_lossy(&real.stderr);
+    assert!(
+        real.status.success(),
+        "the tour needs a real Kafka: set KAFKA_BROKERS, or install Java 17 and Maven\n{complaints}"
+    );
+    let (over_http, embedded) = (assert_told(&over_http), assert_told(&embedded));
+    let real = String::from_utf8(real.stdout).unwrap();
+    for (told, broker) in [(&over_http, "commands over HTTP"), (&embedded, "embedded"), (&real, "in KAFKA_BROKERS")] {
+        assert!(told.contains(broker), "{broker} is missing in:\n{told}");
+    }
+    assert_eq!(story(&over_http), story(&embedded));
+    assert_eq!(story(&over_http), story(&real));
+}
 
+/// What a tour told on stdout; on stderr it has nothing to say.
+fn assert_told(tour: &Output) -> String {
+    let told = String::from_utf8_lossy(&tour.stdout).into_owned();
+    assert!(tour.status.success(), "{told}\n{}", String::from_utf8_lossy(&tour.stderr));
+    assert_eq!(String::from_utf8_lossy(&tour.stderr), "", "nothing is mixed into the story");
+    told
+}
+
+/// What a tour told, without addresses, process ids and durations.
+fn story(told: &str) -> Vec<String> {
+    let start_up = told.find("1. A completed order").unwrap();
+    let lines = told[start_up..].lines().filter(|line| !line.contains("ended after"));
+    lines
+        .map(|line| {
+            let words: Vec<&str> = line.split(' ').collect();
+            let follows = |place: usize| place.checked_sub(1).map(|before| words[before]);
+            let told = words.iter().enumerate().map(|(place, word)| match follows(place) {
+                Some("-9" | "process") => "<id>",
+                _ => word,
+            });
+            told.collect::<Vec<_>>().join(" ")
+        })
+        .collect()
+}
+
+async fn the_barrier_makes_repeated_late_and_early_commands_harmless(shop: Shop) {
     // twice
     let first = shop.reserve("twice", 2).await;
     assert_eq!(first, (StatusCode::OK, json!({ "units": 2 })));
@@ -153,13 +247,13 @@ async fn the_barrier_makes_repeated_late_and_early_commands_harmless() {
     shop.release("twice").await;
     shop.release("twice").await;
     assert_eq!(shop.stock(1).await, 5);
-    let (status, problem) = shop.reserve("twice", 2).await;
-    assert_eq!((status, &problem["detail"]), (StatusCode::CONFLICT, &json!("this was undone before it came")));
+    assert_eq!(shop.reserve("twice", 2).await, first);
     assert_eq!(shop.stock(1).await, 5);
 
     // the undo first
     shop.release("undo first").await;
-    assert_eq!(shop.reserve("undo first", 1).await.0, StatusCode::CONFLICT);
+    let (status, problem) = shop.reserve("undo first", 1).await;
+    assert_eq!((status, &problem["detail"]), (StatusCode::CONFLICT, &json!("it was undone before it came")));
     shop.release("undo first").await;
     assert_eq!(shop.stock(1).await, 5);
 
@@ -183,22 +277,51 @@ async fn the_barrier_makes_repeated_late_and_early_commands_harmless() {
     }
 }
 
-#[tokio::test]
-async fn the_barrier_stands_before_payment_and_delivery_as_well() {
-    let shop = Shop::open().await;
-    let charge = json!({ "orderId": uuid::Uuid::nil(), "userId": 1, "amount": 5 });
-    let parcel = json!({ "orderId": uuid::Uuid::nil(), "userId": 1 });
+async fn the_barrier_stands_before_payment_and_delivery_as_well(shop: Shop) {
+    let charge = json!({ "userId": 1, "amount": 5 });
+    let parcel = json!({ "userId": 1 });
+    let key = key_of("order");
     for _ in 0..2 {
-        assert_eq!(shop.post("payment", "/payments", "k", charge.clone()).await.1, json!({ "amount": 5 }));
-        assert_eq!(shop.post("delivery", "/deliveries", "k", parcel.clone()).await.1, json!({ "delivery": 1 }));
+        assert_eq!(shop.post("payment", "/payments", &key, charge.clone()).await.1, json!({ "amount": 5 }));
+        assert_eq!(shop.post("delivery", "/deliveries", &key, parcel.clone()).await.1, json!({ "delivery": 1 }));
     }
     assert_eq!(shop.get("payment", "/books").await["taken"], 5);
     assert_eq!(shop.get("delivery", "/books").await["deliveries"], 1);
 }
 
-#[tokio::test]
-async fn one_of_a_hundred_buyers_gets_the_last_item() {
-    let shop = Shop::open().await;
+async fn a_key_that_names_no_step_is_a_bad_request(shop: Shop) {
+    let wanted = json!({ "productId": 1, "quantity": 1 });
+    let saga = uuid::Uuid::nil();
+    for key in [
+        "",
+        "k",
+        "k/step",
+        &format!("{saga}"),
+        &format!("{saga}/"),
+        &format!("{saga}/step/x"),
+        &format!("{saga}/step/1/2"),
+    ] {
+        let (status, problem) = shop.post("inventory", "/reservations", key, wanted.clone()).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{key}: {problem}");
+    }
+    assert_eq!(shop.stock(1).await, 5);
+    let (status, _) = shop.post("inventory", "/reservations", &format!("{saga}/step/1"), wanted).await;
+    assert_eq!(status, StatusCode::OK);
+}
+
+async fn what_an_order_asked_for_is_found_in_the_inbox_by_its_key_over_http_as_well(shop: Shop) {
+    let order = shop.ended(&shop.order("k", 1, 1, 2).await).await;
+    assert_eq!((&order["state"], shop.stock(1).await), (&json!("CONFIRMED"), json!(3)));
+    let key = format!("{}/reserve-stock", order["id"].as_str().unwrap());
+    let wanted = json!({ "productId": 1, "quantity": 2 });
+    let again = shop.post("inventory", "/reservations", &key, wanted).await;
+    assert_eq!(again, (StatusCode::OK, json!({ "units": 2 })));
+    assert_eq!(shop.stock(1).await, 3);
+    let undone = shop.post("inventory", "/reservations/release", &key, json!({})).await;
+    assert_eq!((undone.0, shop.stock(1).await), (StatusCode::OK, json!(5)));
+}
+
+async fn one_of_a_hundred_buyers_gets_the_last_item(shop: Shop) {
     let orders = futures::future::join_all((0..100).map(|i| {
         let shop = &shop;
         async move { shop.ended(&shop.order(&format!("buyer {i}"), i % 100 + 1, 2, 1).await).await }
@@ -212,12 +335,10 @@ async fn one_of_a_hundred_buyers_gets_the_last_item() {
     shop.assert_books_balance().await;
 }
 
-#[tokio::test]
-async fn orders_survive_when_each_service_is_killed_while_they_are_under_way() {
-    let shop = Shop::open().await;
+async fn orders_survive_when_each_service_is_killed_while_they_are_under_way(shop: Shop) {
     shop.sql("inventory", "UPDATE stock SET quantity = 100, delivered = 100 WHERE product_id = 1").await;
     let mut orders = vec![];
-    for victim in ["inventory", "payment", "delivery", "order"] {
+    for victim in ["inventory", "payment", "delivery", "notification", "order"] {
         for _ in 0..10 {
             let buyer = u32::try_from(orders.len()).unwrap() + 3;
             orders.push(shop.order(&format!("buyer {buyer}"), buyer, 1, 1).await);
@@ -233,9 +354,7 @@ async fn orders_survive_when_each_service_is_killed_while_they_are_under_way() {
     shop.assert_books_balance().await;
 }
 
-#[tokio::test]
-async fn an_order_is_placed_once_for_each_key_at_the_shops_price() {
-    let shop = Shop::open().await;
+async fn an_order_is_placed_once_for_each_key_at_the_shops_price(shop: Shop) {
     let wanted = json!({ "userId": 1, "productId": 1, "quantity": 1, "price": 1 });
     let (status, order) = shop.post("order", "/orders", "k", wanted.clone()).await;
     assert_eq!((status, &order["total"]), (StatusCode::ACCEPTED, &json!(3_500_000)));
@@ -257,9 +376,21 @@ async fn an_order_is_placed_once_for_each_key_at_the_shops_price() {
     shop.assert_books_balance().await;
 }
 
-#[tokio::test]
-async fn books_that_do_not_balance_exit_with_an_error() {
-    let shop = Shop::open().await;
+async fn a_customer_is_told_once_what_became_of_an_order(shop: Shop) {
+    let confirmed = shop.ended(&shop.order("k", 3, 1, 1).await).await;
+    let cancelled = shop.ended(&shop.order("l", 3, 1, 999).await).await;
+    // Waits until the last one is told.
+    shop.assert_books_balance().await;
+    let told = shop.get("notification", "/notifications?userId=3").await;
+    let mut told = told.as_array().unwrap().clone();
+    // Events of two orders have no order.
+    told.sort_by_key(|each| each["message"].to_string());
+    let of_confirmed = json!({ "orderId": confirmed["id"], "message": "Your order is on its way." });
+    let of_cancelled = json!({ "orderId": cancelled["id"], "message": "Your order was cancelled." });
+    assert_eq!(told, [of_confirmed, of_cancelled]);
+}
+
+async fn books_that_do_not_balance_exit_with_an_error(shop: Shop) {
     shop.ended(&shop.order("k", 1, 1, 1).await).await;
     shop.assert_books_balance().await;
     shop.sql("inventory", "UPDATE stock SET quantity = quantity + 1 WHERE product_id = 1").await;
@@ -267,4 +398,21 @@ async fn books_that_do_not_balance_exit_with_an_error() {
     assert_eq!(books.status.code(), Some(1));
     assert!(String::from_utf8(books.stdout).unwrap().contains("✗ units delivered to us"));
     assert!(String::from_utf8(books.stderr).unwrap().contains("the books do not balance"));
+}
+
+async fn services_end_with_a_shop_that_is_killed(mut shop: Shop) {
+    shop.ended(&shop.order("k", 1, 1, 1).await).await;
+    shop.process.kill().await.unwrap();
+    let patience = Instant::now() + Duration::from_secs(60);
+    for (service, process) in &shop.processes {
+        loop {
+            let state = Command::new("ps").args(["-o", "stat=", "-p", process]).output().await.unwrap();
+            // Gone, or waiting for somebody to ask how it ended.
+            if state.stdout.is_empty() || state.stdout.starts_with(b"Z") {
+                break;
+            }
+            assert!(Instant::now() < patience, "{service} lives on");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
 }

@@ -249,7 +249,8 @@ async fn kill_and_replace(run: Arc<Run>, mut nodes: Vec<Node>, kills: usize) -> 
 /// One more node comes, works for a while, and hands over.
 async fn join_and_leave(run: Arc<Run>, places: crate::node::Places) -> Result<()> {
     while !run.over() {
-        let role = if run.joined.load(Ordering::Relaxed) % 2 == 0 { Role::Participants } else { Role::Orchestrator };
+        let role =
+            if run.joined.load(Ordering::Relaxed).is_multiple_of(2) { Role::Participants } else { Role::Orchestrator };
         match Node::start(role, &places).await {
             Ok(node) => {
                 sleep(Duration::from_secs(fastrand::u64(2..8))).await;

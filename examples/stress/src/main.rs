@@ -7,6 +7,7 @@ mod faults;
 mod figures;
 mod mischief;
 mod node;
+mod outbox;
 mod purchase;
 mod verdict;
 

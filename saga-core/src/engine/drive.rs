@@ -68,11 +68,16 @@ pub(crate) struct Drive {
 enum Attempted {
     NotBegun,
     Ended(Input),
-    /// Its command is out; the time for the reply is over at `until`.
-    Published {
-        attempt: u32,
-        until: Millis,
-    },
+    /// Its command is out, and the time for the reply is over then; or it may not be out.
+    Publication(Sent, Result<Millis, Input>),
+}
+
+/// Which command was sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Sent {
+    op: Op,
+    generation: u32,
+    attempt: u32,
 }
 
 /// A reply that is waited for.
@@ -122,10 +127,11 @@ impl Drive {
             _place: place,
             quarantine: None,
         };
-        drive.await_what_was_published();
         if record.lapses > drive.state.lapses() {
             drive.take(Input::Lapsed { total: record.lapses });
         }
+        // Not before that: an attempt that counts as lost is not waited for.
+        drive.await_what_was_published();
         for mail in record.mail {
             drive.open(mail);
         }
@@ -219,18 +225,17 @@ impl Drive {
         match ended {
             Attempted::NotBegun => {}
             Attempted::Ended(input) => self.take(input),
-            // The reply may have been quicker than the broker's acknowledgement.
-            Attempted::Published { attempt, until } if self.attempt_of(step) == Some(attempt) => {
-                self.awaited.push(Awaited { step, since: self.now(), until });
-            }
-            Attempted::Published { .. } => {}
+            // The reply may have been quicker than the broker's acknowledgement, and something else may be next by now.
+            Attempted::Publication(sent, _) if self.next_sent(step) != Some(sent) => {}
+            Attempted::Publication(_, Ok(until)) => self.awaited.push(Awaited { step, since: self.now(), until }),
+            Attempted::Publication(_, Err(input)) => self.take(input),
         }
     }
 
-    /// The number of the attempt that is under way, or comes next.
-    fn attempt_of(&self, step: StepIndex) -> Option<u32> {
-        let tries = self.state.tries(step)?;
-        Some(tries.made + 1)
+    /// The command that is under way, or comes next.
+    fn next_sent(&self, step: StepIndex) -> Option<Sent> {
+        let (op, tries) = (self.op_of(step), self.state.tries(step)?);
+        Some(Sent { op, generation: if op == Op::Do { tries.generation } else { 0 }, attempt: tries.made + 1 })
     }
 
     fn open(&mut self, mail: Mail) {
@@ -247,8 +252,8 @@ impl Drive {
         self.read.push(mail.message);
     }
 
-    /// What does not apply any more changes nothing: a reply to what has its outcome, to another generation, and a `retry` of an attempt that was
-    /// counted already.
+    /// What does not apply any more changes nothing: a reply to what has its outcome, to another generation, and one that is not final of an attempt
+    /// that was counted already.
     fn hear(&mut self, reply: Reply) {
         let Some(step) = self.process.graph().find(&reply.id.step) else {
             let reason = format!("a reply to `{}`: there is no such step", reply.id.step);
@@ -259,7 +264,9 @@ impl Drive {
         let Some((sending, tries)) = sending.zip(self.state.tries(step)) else { return };
         let generation = if op == Op::Do { tries.generation } else { 0 };
         let current = reply.attempt == tries.made + 1 && tries.stuck.is_none();
-        if tries.command.is_none() || reply.id.generation != generation || !(current || reply.answer.is_final()) {
+        // An undo cannot be refused for good.
+        let is_final = reply.answer.is_final() && (op == Op::Do || matches!(reply.answer, Answer::Success(_)));
+        if tries.command.is_none() || reply.id.generation != generation || !(current || is_final) {
             return;
         }
         let longest = self.shared.config.payload;
@@ -412,17 +419,18 @@ impl Drive {
         let until = self.now() + Millis::try_from(allowed.as_millis()).unwrap_or(Millis::MAX / 2);
         let limits = Limits { shared: self.shared.clone(), lease: self.lease.clone() };
         let publish = messages.send(sending.topic, message);
+        let sent = Sent { op, generation, attempt };
         // A broker's refusal says that this attempt did not happen, and nothing of earlier ones.
         let first = !tries.in_doubt && tries.awaiting.is_none();
         Box::pin(async move {
             let outcome = match limits.attempt(allowed, publish).await {
-                Attempt::Ended(Ok(())) => return (step, Attempted::Published { attempt, until }),
+                Attempt::Ended(Ok(())) => return (step, Attempted::Publication(sent, Ok(until))),
                 Attempt::Ended(Err(error @ PublishError::Refused(_))) if first => Outcome::Fail(cut(error.to_string())),
                 Attempt::Ended(Err(error)) => Outcome::Unknown(cut(error.to_string())),
                 Attempt::Unknown(error) => Outcome::Unknown(format!("publishing the command: {error}")),
                 Attempt::NotBegun => return (step, Attempted::NotBegun),
             };
-            (step, Attempted::Ended(ended(step, op, outcome)))
+            (step, Attempted::Publication(sent, Err(ended(step, op, outcome))))
         })
     }
 

@@ -143,7 +143,8 @@ impl State {
             Outcome::Broken(error) if matches!(self.course, Course::Backward(_)) => (error, true),
             Outcome::Broken(error) => return Event::Stuck { step, in_doubt: true, error },
             Outcome::Fail(error) => return self.give_up(graph, step, tries, Ended::Refused, error),
-            Outcome::Retry(error) => (error, false),
+            // In process it is over. Of a command a copy may still be on its way, and a participant that said this keeps nothing that would refuse it.
+            Outcome::Retry(error) => (error, tries.command.is_some()),
             Outcome::Unknown(error) => (error, true),
         };
         let in_doubt = unknown || tries.in_doubt;

@@ -339,7 +339,15 @@ impl State {
 
     /// Whatever was enabled may have started, and may have happened.
     fn lapse(&mut self, graph: &Graph, total: u32, at: Millis) {
-        self.lapses_without_progress += total - self.lapses;
+        // What kills workers is what runs in them. Where every step that is open is a command, and known, nothing does.
+        let runs_here = |i: usize| match &self.steps[i] {
+            Step::Enabled(tries) => tries.runs_here(),
+            Step::Undoing { tries, .. } => tries.runs_here() && self.nothing_left_after(graph, i),
+            _ => false,
+        };
+        if (0..self.steps.len()).any(runs_here) {
+            self.lapses_without_progress += total - self.lapses;
+        }
         self.lapses = total;
         for i in 0..self.steps.len() {
             let enabled = !matches!(self.steps[i], Step::Undoing { .. }) || self.nothing_left_after(graph, i);
@@ -468,5 +476,10 @@ impl Tries {
         self.since = Some(since);
         self.not_before = at;
         self.awaiting = None;
+    }
+
+    /// Whether code of the user's may run in the worker: not if it is a command that only has to be sent.
+    const fn runs_here(&self) -> bool {
+        self.stuck.is_none() && self.command.is_none()
     }
 }

@@ -34,6 +34,12 @@ impl<D> CommandCx<D> {
         Self { deps: deps.into(), id, attempt: 1, kept, headers: Arc::default() }
     }
 
+    /// With the [headers](Self::headers) that came with the command.
+    pub fn with_headers(mut self, headers: impl Into<Arc<std::collections::BTreeMap<String, String>>>) -> Self {
+        self.headers = headers.into();
+        self
+    }
+
     /// A context to call one handler alone, in a test.
     pub fn test(id: CommandId, deps: impl Into<Arc<D>>) -> Self {
         Self::new(id, deps, None)

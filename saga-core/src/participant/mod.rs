@@ -160,6 +160,11 @@ impl<Tx: Send + 'static> Job<Tx> {
         Self { id, op, work: Arc::new(work), allowed }
     }
 
+    /// How long the work may take.
+    pub const fn allowed(&self) -> Duration {
+        self.allowed
+    }
+
     /// Does the work; `kept` is the reply that was kept when the command was done, for an undo.
     pub async fn work(&self, tx: &mut Tx, kept: Option<Encoded>) -> Worked {
         let work = AssertUnwindSafe(async { (self.work)(tx, kept).await }).catch_unwind();

@@ -1,25 +1,26 @@
-//! Many writers, many keys, relays that are killed all the time: and each key is published in its order, whole.
+//! Many writers, many keys, relays that are killed and frozen all the time: and each key is published in its order, whole.
 //!
-//! What counts is what arrives: a [`Tally`] is a receiver like any other, so the same drill runs over any transport.
+//! Relays are processes, and what counts is what arrives: a [`Tally`] is a receiver like any other, so the same drill runs over any transport.
 
 use async_trait::async_trait;
+use rustix::process::{Pid, Signal, kill_process};
 use saga_core::{
     message::Message,
     participant::Event,
-    transport::{Receiver, Transport, Unavailable, Verdict},
+    transport::{Receiver, Unavailable, Verdict},
 };
-use saga_postgres::{PgOutbox, outbox::Relay};
+use saga_postgres::PgOutbox;
 use serde::{Deserialize, Serialize};
 use sqlx::{AssertSqlSafe, PgPool, postgres::PgPoolOptions};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
-use tokio::time::sleep;
+use tokio::{process::Child, time::sleep};
 
 /// The topic that everything goes to.
 pub(crate) const TOPIC: &str = "drill";
@@ -38,8 +39,12 @@ pub(crate) struct Drill {
     pub(crate) writers: u64,
     /// How many relays run at once.
     pub(crate) relays: usize,
-    /// How often one of them is killed.
+    /// How often one of them is killed, by SIGKILL.
     pub(crate) kills: u64,
+    /// How often one of them is frozen, for longer than its lease.
+    pub(crate) freezes: u64,
+    /// Of the relays.
+    pub(crate) lease: Duration,
 }
 
 /// What came of it.
@@ -50,6 +55,7 @@ pub(crate) struct Report {
     pub(crate) writers: u64,
     pub(crate) relays: usize,
     pub(crate) kills: u64,
+    pub(crate) freezes: u64,
     pub(crate) lost: u64,
     pub(crate) out_of_order: u64,
     pub(crate) duplicates: u64,
@@ -78,10 +84,10 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    pub(crate) fn heard(&self, message: &Message) {
-        let number: u64 = serde_json::from_slice(&message.data).expect("a number");
+    pub(crate) fn heard(&self, key: &str, data: &[u8]) {
+        let number: u64 = serde_json::from_slice(data).expect("a number");
         let mut keys = self.keys.lock().expect("the tally");
-        let last = keys.entry(message.key.clone()).or_default();
+        let last = keys.entry(key.to_owned()).or_default();
         let counter = match number {
             number if number == *last + 1 => &self.firsts,
             number if number <= *last => &self.duplicates,
@@ -99,17 +105,17 @@ impl Tally {
 #[async_trait]
 impl Receiver for Tally {
     async fn receive(&self, batch: &[Message]) -> Result<Vec<Verdict>, Unavailable> {
-        batch.iter().for_each(|message| self.heard(message));
+        batch.iter().for_each(|message| self.heard(&message.key, &message.data));
         Ok(vec![Verdict::Done; batch.len()])
     }
 }
 
-/// Runs it. `transport` has to bring what is published to [`TOPIC`] to `tally`.
+/// Runs it. `relay` starts a process with a relay, and what that publishes to [`TOPIC`] has to come to `tally`.
 pub(crate) async fn run(
     drill: Drill,
     url: &str,
     schema: &str,
-    transport: Arc<dyn Transport>,
+    relay: impl AsyncFn() -> Child,
     tally: Arc<Tally>,
 ) -> Report {
     let pool = PgPoolOptions::new().max_connections(drill.writers as u32 + 4).connect(url).await.expect("Postgres");
@@ -129,39 +135,52 @@ pub(crate) async fn run(
         tokio::spawn(write(outbox.clone(), pool.clone(), table.clone(), drill.keys, to_write.clone(), writer))
     });
     let writers: Vec<_> = writers.collect();
-    let mut relays = vec![];
+    let mut relays = VecDeque::new();
     for _ in 0..drill.relays {
-        relays.push(start(&outbox, &transport).await);
+        relays.push_back(relay().await);
     }
-    let mut quiet = (tally.firsts(), Instant::now());
-    let (mut killed, mut arrived) = (0, 0);
-    while arrived < drill.events && quiet.1.elapsed() < PATIENCE {
-        if arrived >= (killed + 1) * drill.events / (drill.kills + 1) && killed < drill.kills {
-            // Its tasks end where they are, its connections are closed without a word.
-            drop(relays.remove(0));
-            killed += 1;
-            relays.push(start(&outbox, &transport).await);
+    let blows = drill.kills + drill.freezes;
+    let (mut kills, mut freezes, mut frozen) = (0, 0, None);
+    let (mut arrived, mut progress) = (0, Instant::now());
+    while arrived < drill.events && progress.elapsed() < PATIENCE {
+        if frozen.is_some_and(|(_, since): (Pid, Instant)| since.elapsed() > 2 * drill.lease) {
+            let (pid, _) = frozen.take().expect("a frozen relay");
+            signal(pid, Signal::CONT);
+        }
+        let due = arrived >= (kills + freezes + 1) * drill.events / (blows + 1) && kills + freezes < blows;
+        // Spread over all the blows; and one frozen relay at a time, which is not killed meanwhile.
+        let freeze = due && freezes * blows < (kills + freezes) * drill.freezes;
+        if freeze && frozen.is_none() {
+            let relay = relays.front().expect("a relay");
+            frozen = pid(relay).map(|pid| (pid, Instant::now()));
+            frozen.iter().for_each(|(pid, _)| signal(*pid, Signal::STOP));
+            freezes += 1;
+        } else if due && !freeze && (frozen.is_none() || relays.len() > 1) {
+            let last = if frozen.is_some() { relays.pop_back() } else { relays.pop_front() };
+            let mut killed = last.expect("a relay");
+            killed.kill().await.expect("a kill");
+            kills += 1;
+            relays.push_back(relay().await);
         }
         sleep(Duration::from_millis(1)).await;
-        arrived = tally.firsts();
-        if arrived > quiet.0 {
-            quiet = (arrived, Instant::now());
+        if tally.firsts() > arrived {
+            (arrived, progress) = (tally.firsts(), Instant::now());
         }
     }
+    frozen.iter().for_each(|(pid, _)| signal(*pid, Signal::CONT));
     let took = began.elapsed();
     for writer in writers {
         writer.await.expect("a writer");
     }
     let left_in_the_table = empty(&pool, schema).await;
-    for relay in relays {
-        relay.stop().await;
-    }
+    drop(relays);
     Report {
         events: drill.events,
         keys: drill.keys,
         writers: drill.writers,
         relays: drill.relays,
-        kills: killed,
+        kills,
+        freezes,
         lost: drill.events - tally.firsts(),
         out_of_order: tally.out_of_order.load(Ordering::Relaxed),
         duplicates: tally.duplicates.load(Ordering::Relaxed),
@@ -171,8 +190,12 @@ pub(crate) async fn run(
     }
 }
 
-async fn start(outbox: &PgOutbox, transport: &Arc<dyn Transport>) -> Relay {
-    outbox.relay(transport.clone()).lanes(2).poll(Duration::from_millis(200)).start().await.expect("a relay")
+fn pid(relay: &Child) -> Option<Pid> {
+    relay.id().and_then(|id| Pid::from_raw(id as i32))
+}
+
+fn signal(pid: Pid, signal: Signal) {
+    kill_process(pid, signal).expect("a relay that has not ended by itself");
 }
 
 /// Writes until there is nothing left to write: each transaction changes a few keys, which locks them, and tells of it.
@@ -202,13 +225,8 @@ async fn write(outbox: PgOutbox, pool: PgPool, table: String, keys: u64, to_writ
             }
             match (round >> 20) % ROLLED_BACK {
                 0 => tx.rollback().await.expect("a rollback"),
-                // Some die between the commit and the wake.
-                1 => {
-                    tx.commit().await.expect("a commit");
-                    written = true;
-                }
                 _ => {
-                    outbox.commit(tx).await.expect("a commit");
+                    tx.commit().await.expect("a commit");
                     written = true;
                 }
             }

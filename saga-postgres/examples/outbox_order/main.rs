@@ -5,12 +5,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a program that measures may stop")]
 
 mod drill;
-mod recorder;
+mod node;
 mod speed;
+mod wire;
 
 use clap::Parser;
 use drill::{Drill, Tally};
-use recorder::Recorder;
+use node::Orders;
 use saga_postgres::testing::Postgres;
 use serde::Serialize;
 use speed::Speed;
@@ -34,6 +35,9 @@ struct Options {
     /// How often one of them is killed.
     #[arg(long, default_value_t = 50)]
     kills: u64,
+    /// How often one of them is frozen, for longer than its lease.
+    #[arg(long, default_value_t = 10)]
+    freezes: u64,
     /// How long the broker takes for every hundred events, in milliseconds.
     #[arg(long, default_value_t = 2)]
     pause_ms: u64,
@@ -54,17 +58,23 @@ struct Report {
     speed: Speed,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    let options = Options::parse();
+fn main() -> ExitCode {
+    if node::work() {
+        return ExitCode::SUCCESS;
+    }
+    tokio::runtime::Runtime::new().unwrap().block_on(run(Options::parse()))
+}
+
+async fn run(options: Options) -> ExitCode {
     let postgres = Postgres::private().await.expect("a private Postgres");
+    let (url, schema, lease) = (postgres.url(), "drill".to_owned(), Duration::from_secs(1));
     let tally = Arc::new(Tally::default());
-    let pause = Duration::from_millis(options.pause_ms);
-    let recorder = Arc::new(Recorder { tally: tally.clone(), pause });
-    let Options { events, keys, writers, relays, kills, .. } = options;
-    let drill = Drill { events, keys, writers, relays, kills };
-    let order = drill::run(drill, &postgres.url(), "drill", recorder, tally).await;
-    let speed = speed::measure(&postgres.url(), options.backlog, options.lanes).await;
+    let broker = wire::listen(tally.clone(), Duration::from_millis(options.pause_ms)).await;
+    let Options { events, keys, writers, relays, kills, freezes, .. } = options;
+    let drill = Drill { events, keys, writers, relays, kills, freezes, lease };
+    let orders = Orders { url: url.clone(), schema: schema.clone(), broker, lease };
+    let order = drill::run(drill, &url, &schema, async || node::launch(&[], &orders).await, tally).await;
+    let speed = speed::measure(&url, options.backlog, options.lanes).await;
     let report = Report { order, speed };
     match options.json {
         true => println!("{}", serde_json::to_string(&report).unwrap()),
@@ -81,8 +91,8 @@ async fn main() -> ExitCode {
 fn print(Report { order, speed }: &Report, version: &str) {
     println!("The outbox on PostgreSQL {version}\n");
     println!(
-        "{} events of {} keys by {} writers, {} relays at once, {} kills: {:.1} s",
-        order.events, order.keys, order.writers, order.relays, order.kills, order.seconds
+        "{} events of {} keys by {} writers, {} relay processes at once, {} killed, {} frozen: {:.1} s",
+        order.events, order.keys, order.writers, order.relays, order.kills, order.freezes, order.seconds
     );
     println!("  lost          {:>9}", order.lost);
     println!("  out of order  {:>9}", order.out_of_order);

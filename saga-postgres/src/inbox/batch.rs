@@ -8,15 +8,18 @@ use saga_core::{
     participant::{Job, Worked},
     store::StoreError,
 };
-use sqlx::{Connection, PgConnection, Postgres, Row, pool::PoolConnection};
-use std::{collections::BTreeMap, error::Error};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row, pool::PoolConnection};
+use std::{collections::BTreeMap, error::Error, time::Duration};
 use tokio::runtime::Handle;
 use uuid::Uuid;
+
+/// How much longer than its jobs a transaction may be silent.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// Why a transaction came to nothing, or may have.
 #[derive(Debug)]
 pub(super) enum Trouble {
-    /// No connection is to be had.
+    /// No connection is to be had, or the database refuses before any job has been run.
     Unavailable(String),
     /// The connection ended, or the outcome of the commit is not known.
     Lost(String),
@@ -52,15 +55,37 @@ impl Drop for Held {
     fn drop(&mut self) {
         let Some(connection) = self.connection.take() else { return };
         drop(connection.detach());
-        if let (Some(Transaction { backend, xid }), Ok(runtime)) = (self.transaction.take(), Handle::try_current()) {
+        if let (Some(transaction), Ok(runtime)) = (self.transaction.take(), Handle::try_current()) {
             let inbox = self.inbox.clone();
             runtime.spawn(async move {
-                let end = sqlx::query(inbox.queries.inbox_end.clone()).bind(backend).bind(xid);
-                if let Err(error) = end.execute(&inbox.pool).await {
+                if let Err(error) = inbox.end(transaction).await {
                     tracing::warn!(%error, "a transaction that was given up could not be ended at the server");
                 }
             });
         }
+    }
+}
+
+/// What came of a transaction that was committed.
+pub(super) struct Done {
+    /// Of the first jobs.
+    pub(super) answers: Vec<Answer>,
+    /// The first job without an answer met contention, and this is what it made of it. It and the rest are to run by themselves.
+    pub(super) contended: Option<Answer>,
+}
+
+/// A node that stops in the middle of its work, suspended or cut off, must not hold its locks for ever: the server ends its transaction when it has been silent for longer than a job may be.
+fn begin(jobs: &[Job<PgConnection>]) -> String {
+    let longest = jobs.iter().map(Job::allowed).max().unwrap_or_default() + SILENCE;
+    let silence = i32::try_from(longest.as_millis()).unwrap_or(i32::MAX);
+    format!("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = {silence}")
+}
+
+/// What an error means when no job has been run. A pool hands out connections that ended long ago, or that lead to what has become a standby: no job is to blame.
+fn before_work(error: &sqlx::Error) -> Trouble {
+    match trouble(error) {
+        Trouble::Lost(reason) => Trouble::Unavailable(reason),
+        trouble => trouble,
     }
 }
 
@@ -114,38 +139,41 @@ impl Entry {
 }
 
 impl PgInbox {
-    /// Runs jobs in one transaction. `None` for those from the first on that met contention: they are to run by themselves.
-    pub(super) async fn attempt(&self, jobs: &[&Job<PgConnection>]) -> Result<Vec<Option<Answer>>, Trouble> {
+    /// Runs jobs in one transaction.
+    pub(super) async fn attempt(&self, jobs: &[Job<PgConnection>]) -> Result<Done, Trouble> {
         let connection = self.pool.acquire().await.map_err(|error| Trouble::Unavailable(error.to_string()))?;
         let mut held = Held { inbox: self.clone(), connection: Some(connection), transaction: None };
         let Held { connection: Some(connection), transaction, .. } = &mut held else {
             return Err(Trouble::Lost("it has no connection".into()));
         };
-        let answers = self.run(connection, transaction, jobs).await?;
+        let done = self.run(connection, transaction, jobs).await?;
         held.give_back();
-        Ok(answers)
+        Ok(done)
+    }
+
+    /// On a connection of its own: those of the pool may all be waiting for the locks of this transaction.
+    async fn end(&self, Transaction { backend, xid }: Transaction) -> Result<(), sqlx::Error> {
+        let mut connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
+        sqlx::query(self.queries.inbox_end.clone()).bind(backend).bind(xid).execute(&mut connection).await?;
+        connection.close().await
     }
 
     async fn run(
         &self,
         connection: &mut PgConnection,
         transaction: &mut Option<Transaction>,
-        jobs: &[&Job<PgConnection>],
-    ) -> Result<Vec<Option<Answer>>, Trouble> {
-        // A pool hands out connections that ended long ago: here nothing has been tried yet.
-        let begun = connection.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await;
-        let mut tx = begun.map_err(|error| match trouble(&error) {
-            Trouble::Lost(reason) => Trouble::Unavailable(reason),
-            trouble => trouble,
-        })?;
+        jobs: &[Job<PgConnection>],
+    ) -> Result<Done, Trouble> {
+        let begun = connection.begin_with(AssertSqlSafe(begin(jobs))).await;
+        let mut tx = begun.map_err(|error| before_work(&error))?;
         let mut entries = self.enter(&mut tx, transaction, jobs).await?;
-        let mut answers = Vec::with_capacity(jobs.len());
+        let (mut answers, mut contended) = (Vec::with_capacity(jobs.len()), None);
         let mut at_savepoint = false;
         for job in jobs {
             let entry = entries.entry(job.id.clone()).or_default();
             let kept = match entry.next(job.op) {
                 Next::Answer(answer) => {
-                    answers.push(Some(answer));
+                    answers.push(answer);
                     continue;
                 }
                 Next::Work(kept) => kept,
@@ -156,17 +184,19 @@ impl PgInbox {
                 at_savepoint = true;
             }
             match work(&mut tx, job, kept).await? {
-                Some(answer) => {
+                Worth::Keeping(answer) => {
                     entry.keep(job.op, &answer);
-                    answers.push(Some(answer));
+                    answers.push(answer);
                 }
-                None => break,
+                Worth::AnotherTry(answer) => {
+                    contended = Some(answer);
+                    break;
+                }
             }
         }
-        answers.resize_with(jobs.len(), || None);
         self.keep(&mut tx, &entries).await?;
         tx.commit().await.map_err(|error| trouble(&error))?;
-        Ok(answers)
+        Ok(Done { answers, contended })
     }
 
     /// Makes sure that there is a row for each, and reads them under lock.
@@ -174,15 +204,15 @@ impl PgInbox {
         &self,
         tx: &mut PgConnection,
         transaction: &mut Option<Transaction>,
-        jobs: &[&Job<PgConnection>],
+        jobs: &[Job<PgConnection>],
     ) -> Result<BTreeMap<CommandId, Entry>, Trouble> {
         let mut entries: BTreeMap<CommandId, Entry> =
             jobs.iter().map(|job| (job.id.clone(), Entry::default())).collect();
         let (sagas, steps, generations) = keys(entries.keys());
         let enter = sqlx::query(self.queries.inbox_enter.clone()).bind(&sagas).bind(&steps).bind(&generations);
-        enter.execute(&mut *tx).await.map_err(|error| trouble(&error))?;
+        enter.execute(&mut *tx).await.map_err(|error| before_work(&error))?;
         let read = sqlx::query(self.queries.inbox_rows.clone()).bind(&sagas).bind(&steps).bind(&generations);
-        let rows = read.fetch_all(&mut *tx).await.map_err(|error| trouble(&error))?;
+        let rows = read.fetch_all(&mut *tx).await.map_err(|error| before_work(&error))?;
         if rows.len() != entries.len() {
             return Err(Trouble::Contention("a row was removed while it was waited for".into()));
         }
@@ -191,19 +221,17 @@ impl PgInbox {
             *transaction = Some(known_by().map_err(|error: sqlx::Error| trouble(&error))?);
         }
         for row in rows {
-            let (id, entry) = entry(&row).map_err(|error| trouble(&error))?;
+            let (id, entry) =
+                entry(&row).map_err(|error| Trouble::Refused(format!("a row of the inbox cannot be read: {error}")))?;
             entries.insert(id, entry);
         }
         Ok(entries)
     }
 
-    /// Keeps what is final, and removes the rows of what is not.
+    /// Keeps what is final, removes the rows of what is not, and lets the transaction be committed.
     async fn keep(&self, tx: &mut PgConnection, entries: &BTreeMap<CommandId, Entry>) -> Result<(), Trouble> {
         let changed: Vec<(&CommandId, &Entry)> =
             entries.iter().filter(|(_, entry)| entry.changed || entry.is_empty()).collect();
-        if changed.is_empty() {
-            return Ok(());
-        }
         let (sagas, steps, generations) = keys(changed.iter().map(|(id, _)| *id));
         let outcomes: Vec<Option<i16>> = changed.iter().map(|(_, entry)| outcome(entry)).collect();
         let replies: Vec<Option<&[u8]>> = changed.iter().map(|(_, entry)| reply(entry)).collect();
@@ -215,27 +243,33 @@ impl PgInbox {
     }
 }
 
-/// Does a job's work, and leaves the transaction at a new savepoint. `None` if it met contention.
-async fn work(
-    tx: &mut PgConnection,
-    job: &Job<PgConnection>,
-    kept: Option<Encoded>,
-) -> Result<Option<Answer>, Trouble> {
+/// What an answer is good for.
+enum Worth {
+    Keeping(Answer),
+    /// Others were in the way.
+    AnotherTry(Answer),
+}
+
+/// Does a job's work, and leaves the transaction at a new savepoint.
+async fn work(tx: &mut PgConnection, job: &Job<PgConnection>, kept: Option<Encoded>) -> Result<Worth, Trouble> {
     match job.work(tx, kept).await {
         Worked::Broke(reason) => Err(Trouble::Broke(reason)),
         Worked::Returned(Ok(reply)) => match released(tx).await? {
-            Ok(()) => Ok(Some(Answer::Success(reply))),
+            Ok(()) => Ok(Worth::Keeping(Answer::Success(reply))),
             Err(reason) => {
                 roll_back(tx).await?;
-                Ok(Some(Answer::Unknown(reason)))
+                Ok(Worth::Keeping(Answer::Unknown(reason)))
             }
         },
         Worked::Returned(Err(error)) => {
             roll_back(tx).await?;
-            if is_contention(&error) {
-                return Ok(None);
+            let class = error.class().unwrap_or(Class::Unknown);
+            let answer = Answer::refusal(class, error.to_string());
+            // A `fail` is its author's word, whatever it came from.
+            match class != Class::Fail && is_contention(&error) {
+                true => Ok(Worth::AnotherTry(answer)),
+                false => Ok(Worth::Keeping(answer)),
             }
-            Ok(Some(Answer::refusal(error.class().unwrap_or(Class::Unknown), error.to_string())))
         }
     }
 }
@@ -289,9 +323,9 @@ fn keys<'i>(ids: impl Iterator<Item = &'i CommandId>) -> (Vec<Uuid>, Vec<&'i str
     (sagas, steps, generations)
 }
 
-/// Nobody retries two thousand million times.
-fn generation(id: &CommandId) -> i32 {
-    i32::try_from(id.generation).unwrap_or(i32::MAX)
+/// Every generation has a number of its own, also those that are too large for the column's type.
+const fn generation(id: &CommandId) -> i32 {
+    id.generation.cast_signed()
 }
 
 fn outcome(entry: &Entry) -> Option<i16> {
@@ -313,7 +347,7 @@ fn entry(row: &sqlx::postgres::PgRow) -> Result<(CommandId, Entry), sqlx::Error>
     let id = CommandId {
         saga: row.try_get::<Uuid, _>("saga_id")?.into(),
         step: row.try_get("step")?,
-        generation: generation.unsigned_abs(),
+        generation: generation.cast_unsigned(),
     };
     let reply: Option<Vec<u8>> = row.try_get("reply")?;
     let reply = reply.unwrap_or_default();

@@ -4,7 +4,7 @@ mod batch;
 
 use crate::{SetupError, error::meaning_of, migrations, queries::Queries};
 use async_trait::async_trait;
-use batch::Trouble;
+use batch::{Done, Trouble};
 use saga_core::{
     message::Answer,
     participant::{Inbox, Job},
@@ -48,7 +48,8 @@ const PRUNED_AT_ONCE: i64 = 1000;
 /// # A handler and its transaction
 ///
 /// A handler writes on the connection that it is given, and neither commits nor rolls back (a savepoint of its own, with `begin`, is fine). Up to 50 commands share a
-/// transaction, a savepoint each, so one that fails takes nothing of its neighbours with it. A handler may be called again
+/// transaction, a savepoint each, so one that fails takes nothing of its neighbours with it. (What a handler says with `SET LOCAL` holds for those behind it, too: let each say what it needs, or
+/// let them have [no company](saga_core::participant::Participant::batch).) A handler may be called again
 /// after everything that it wrote was rolled back: because of a deadlock, a lost connection, or because a neighbour panicked. What it does outside of the transaction has to bear that: hand the
 /// [idempotency key](saga_core::participant::CommandCx::idempotency_key) on.
 ///
@@ -56,12 +57,15 @@ const PRUNED_AT_ONCE: i64 = 1000;
 ///
 /// | what | what follows |
 /// |---|---|
-/// | deadlock, serialization failure, lock timeout | what was done before it in the batch is committed, the rest runs one by one; a job that meets it five times is answered `unknown` |
+/// | deadlock, serialization failure, lock timeout | what was done before it in the batch is committed, the rest runs one by one; a job that meets it five times is answered as its handler says, else `unknown` |
 /// | a handler panics or takes too long | its connection is closed, the batch runs one by one, and it is answered `unknown` |
 /// | a handler ignores an error of the database and returns `Ok` | `unknown`: nothing of it could be kept |
 /// | the connection is lost | the batch runs again, one by one; a job that ends its own three times is answered `unknown` |
 /// | the answer to the commit is lost | the same: what was committed is found in the inbox |
-/// | no connection is to be had | [`Unavailable`]: the batch comes again, and counts against nobody |
+/// | a handler commits | its statement is refused, nothing of the batch stands, the rest runs one by one, and it is answered `unknown`. This is seen to by a constraint trigger, which `SET CONSTRAINTS ALL IMMEDIATE` sets off as well: name the constraints |
+/// | a handler rolls back | the same, but what it writes behind that stands, without the barrier |
+/// | a node is suspended in its work | the server ends its transaction five seconds after the work had to be done, and another node does it |
+/// | no connection is to be had, or the database refuses before any work is done (a standby, missing rights) | [`Unavailable`]: the batch comes again, and counts against nobody |
 ///
 /// # Retention
 ///
@@ -151,27 +155,27 @@ impl PgInbox {
         let (mut lost, mut tries) = (0, 0);
         loop {
             tries += 1;
-            let reason = match self.attempt(&[job]).await {
-                Ok(answers) => match answers.into_iter().flatten().next() {
-                    Some(answer) => return Ok(answer),
-                    // It met contention in its own work, and nothing of it stands.
-                    None => "it met a deadlock or a conflict each time".into(),
+            let answer = match self.attempt(std::slice::from_ref(job)).await {
+                Ok(Done { mut answers, contended }) => match (answers.pop(), contended) {
+                    (Some(answer), _) => return Ok(answer),
+                    (None, Some(answer)) => answer,
+                    (None, None) => Answer::Unknown("it was not run".into()),
                 },
                 Err(Trouble::Unavailable(reason)) => return Err(Unavailable(reason)),
                 Err(Trouble::Broke(reason) | Trouble::Refused(reason)) => return Ok(Answer::Unknown(reason)),
-                Err(Trouble::Contention(reason)) => reason,
+                Err(Trouble::Contention(reason)) => Answer::Unknown(reason),
                 Err(Trouble::Lost(reason)) => {
                     lost += 1;
                     if lost == CONNECTIONS {
                         return Ok(Answer::Unknown(format!("its connection ended each time: {reason}")));
                     }
-                    reason
+                    Answer::Unknown(reason)
                 }
             };
             if tries == TRIES {
-                return Ok(Answer::Unknown(reason));
+                return Ok(answer);
             }
-            tracing::debug!(job = job.id.key(), reason, tries, "a command is run again");
+            tracing::debug!(job = job.id.key(), ?answer, tries, "a command is run again");
             sleep(Duration::from_millis(fastrand::u64(5..20) << tries)).await;
         }
     }
@@ -184,21 +188,18 @@ impl Inbox for PgInbox {
     async fn handle(&self, batch: &[Job<PgConnection>]) -> Result<Vec<Answer>, Unavailable> {
         let mut answers = Vec::with_capacity(batch.len());
         for part in batch.chunks(TOGETHER) {
-            let jobs: Vec<&Job<PgConnection>> = part.iter().collect();
-            let together = match self.attempt(&jobs).await {
-                Ok(together) => together,
+            let together = match self.attempt(part).await {
+                Ok(done) => done.answers,
                 Err(Trouble::Unavailable(reason)) => return Err(Unavailable(reason)),
                 Err(trouble) => {
                     tracing::warn!(jobs = part.len(), ?trouble, "a batch is run again, one by one");
                     vec![]
                 }
             };
-            let mut together = together.into_iter();
-            for job in part {
-                answers.push(match together.next().flatten() {
-                    Some(answer) => answer,
-                    None => self.alone(job).await?,
-                });
+            let left = part.iter().skip(together.len());
+            answers.extend(together);
+            for job in left {
+                answers.push(self.alone(job).await?);
             }
         }
         Ok(answers)

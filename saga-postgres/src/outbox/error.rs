@@ -19,6 +19,20 @@ pub enum OutboxError {
         /// How large it may be.
         limit: usize,
     },
+    /// The key or the topic is too long to be looked up.
+    #[error(
+        "topic `{topic}` and key `{key}` have {bytes} bytes in all, the limit is {limit}: send the hash of a key that long"
+    )]
+    KeyTooLong {
+        /// The topic.
+        topic: String,
+        /// The key.
+        key: String,
+        /// How long they are.
+        bytes: usize,
+        /// How long they may be.
+        limit: usize,
+    },
     /// The outbox lets events through that the transport does not take.
     #[error(
         "the outbox takes events of up to {outbox} bytes, but the transport of up to {transport}: lower `PgOutboxOptions::max_message_bytes`, or raise \

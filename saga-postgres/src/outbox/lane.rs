@@ -3,12 +3,13 @@
 use super::{
     Counters, PgOutbox,
     plan::{Batch, Key, Place, Plan},
+    relay::connect,
     row::Row,
     waiting::Waiting,
 };
 use futures::FutureExt;
 use saga_core::transport::{Outgoing, PublishError, Transport};
-use sqlx::{Connection, PgConnection, Postgres, Transaction, postgres::PgConnectOptions};
+use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use std::{
     future::Future,
     io,
@@ -33,7 +34,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 pub(super) struct Lane {
     pub(super) outbox: PgOutbox,
     pub(super) transport: Arc<dyn Transport>,
-    pub(super) connect: PgConnectOptions,
     pub(super) shards: Vec<i16>,
     pub(super) batch: u32,
     pub(super) poll: Duration,
@@ -105,7 +105,7 @@ impl Lane {
     async fn round(&mut self, connection: &mut Option<PgConnection>) -> Result<Round, sqlx::Error> {
         let connection = match connection {
             Some(connection) => connection,
-            None => connection.insert(in_time(PgConnection::connect_with(&self.connect)).await?),
+            None => connection.insert(in_time(connect(&self.outbox, self.lease)).await?),
         };
         let queries = &self.outbox.inner.queries;
         let work = sqlx::query_scalar(queries.work.clone()).bind(&self.shards);

@@ -30,7 +30,8 @@
 //! # What is promised
 //!
 //! 1. *If and only if.* An event of a transaction that rolled back, or to a savepoint before it, never leaves. One of a transaction that committed leaves,
-//!    whatever dies, as soon as a relay, the database and the broker live.
+//!    whatever dies, as soon as a relay, the database and the broker live. (Commit with `synchronous_commit` on, as is the default: a transaction that does not wait for the
+//!    disk can be lost in a crash after its events were seen and have left.)
 //! 2. *At least once.* A relay that dies between the broker's answer and the deletion of the row leaves a repeat behind, under the same message id. Receivers drop it by
 //!    that, as an [`Inbox`](saga_core::participant::Inbox) does.
 //! 3. *In order per key*: the first occurrences of events of one key and topic leave in the order in which they were written, between transactions of which one wrote after the
@@ -66,12 +67,15 @@
 //!
 //! **A relay deletes without waiting for the disk** (`synchronous_commit = off`): what a crash of the server brings back is a repeat.
 //!
+//! **Its connections are its own**, one a lane, made as those of the pool are: a broker that is slow takes no connection from the service. It sets
+//! parameters on them, so a pooler between must keep sessions; `publish` itself works through any.
+//!
 //! # Parked events
 //!
 //! A broker refuses what is too large for a topic, or what goes to a topic that may not be written. The first refused event of a key goes to `saga_outbox_parked`
 //! with the reason; later ones of the key follow without one. Only those that travelled in the very call in which it was refused may have left before it.
 //! [`PgOutbox::unpark`] has the refused one tried again, and the others follow when the broker has it; [`PgOutbox::discard`] gives it up and lets
-//! the others go.
+//! the others go. [`PgOutbox::unpark_topic`] is for a topic that was put right.
 //!
 //! # What to watch
 //!
@@ -110,6 +114,9 @@ use uuid::Uuid;
 
 /// Keys are spread over so many shards. Fixed: it is written into every row.
 const SHARDS: i16 = 64;
+
+/// How many bytes a topic and a key may have together: no index of Postgres takes much more. The table checks it too.
+const LONGEST_KEY: usize = 2_000;
 
 /// How a [`PgOutbox`] is set up. From [`PgOutbox::options`].
 #[derive(Clone, Debug)]
@@ -209,7 +216,7 @@ impl PgOutbox {
     /// what gives their events an order.
     ///
     /// # Errors
-    /// [`OutboxError::TooLarge`], [`OutboxError::Codec`]: the transaction is none the worse. [`OutboxError::Postgres`]: it is lost, as always in Postgres.
+    /// [`OutboxError::TooLarge`], [`OutboxError::KeyTooLong`], [`OutboxError::Codec`]: the transaction is none the worse. [`OutboxError::Postgres`]: it is lost, as always in Postgres.
     pub async fn publish<E: Event>(
         &self,
         connection: &mut PgConnection,
@@ -234,6 +241,10 @@ impl PgOutbox {
         let bytes = row::bytes(message);
         if bytes > limit {
             return Err(OutboxError::TooLarge { kind: message.kind.clone(), key: message.key.clone(), bytes, limit });
+        }
+        let (bytes, limit) = (topic.len() + message.key.len(), LONGEST_KEY);
+        if bytes > limit {
+            return Err(OutboxError::KeyTooLong { topic: topic.into(), key: message.key.clone(), bytes, limit });
         }
         let id: Uuid = message.id.parse().map_err(|_| OutboxError::Id(message.id.clone()))?;
         let (traceparent, headers, extensions) = row::maps(message)?;
@@ -299,7 +310,7 @@ mod tests {
     #[test]
     fn the_shard_of_a_key_never_changes() {
         let known = ["", "a", "order-4711", "0190a5d2-7c1e-7000-8000-000000000000"].map(shard_of);
-        assert_eq!(known, [37, 12, 0, 0]);
+        assert_eq!(known, [37, 12, 61, 56]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What operators see and do.
 
-use super::{OutboxError, PgOutbox};
+use super::{OutboxError, PgOutbox, SHARDS};
 use chrono::{DateTime, Utc};
 use sqlx::{Postgres, Row, Transaction, postgres::PgRow};
 use std::time::Duration;
@@ -39,6 +39,9 @@ pub struct Parked {
     /// How many wait behind it.
     pub behind: u64,
 }
+
+/// What follows a lock has to see what was committed before it was granted.
+const READ_COMMITTED: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
 impl PgOutbox {
     /// How much waits, and for how long: what to watch. It counts what waits, so ask a few times a minute and not more.
@@ -90,7 +93,23 @@ impl PgOutbox {
         Ok(unparked.rows_affected() > 0)
     }
 
-    /// Gives up a parked event: it is deleted and never leaves. What is behind it goes on. Waits until no relay is at its shard. `false` if there is no
+    /// [Unparks](Self::unpark) all events of a topic, shard by shard: after a topic that could not be written was put right. Answers how many there were.
+    ///
+    /// # Errors
+    /// When the database does not answer: then a part of it may be done, and doing it again is right.
+    pub async fn unpark_topic(&self, topic: &str) -> Result<u64, OutboxError> {
+        let mut unparked = 0;
+        for shard in 0..SHARDS {
+            let mut tx = self.inner.pool.begin_with(READ_COMMITTED).await?;
+            sqlx::query(self.inner.queries.lock_shard.clone()).bind(i32::from(shard)).execute(&mut *tx).await?;
+            let unpark = sqlx::query(self.inner.queries.unpark_topic.clone()).bind(shard).bind(topic);
+            unparked += unpark.execute(&mut *tx).await?.rows_affected();
+            self.commit(tx).await?;
+        }
+        Ok(unparked)
+    }
+
+    /// Gives up a parked event: it is deleted, and no relay finds it any more. What is behind it goes on. Waits until no relay is at its shard. `false` if there is no
     /// such parked event.
     ///
     /// # Errors
@@ -106,9 +125,9 @@ impl PgOutbox {
         Ok(discarded)
     }
 
-    /// A relay that saw the key parked puts more events behind it: no longer, once this returns. What follows has to see what it did.
+    /// A relay that saw the key parked puts more events behind it: no longer, once this returns.
     async fn lock_parked(&self, id: Uuid) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        let mut tx = self.inner.pool.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
+        let mut tx = self.inner.pool.begin_with(READ_COMMITTED).await?;
         sqlx::query(self.inner.queries.lock_parked.clone()).bind(id).execute(&mut *tx).await?;
         Ok(tx)
     }

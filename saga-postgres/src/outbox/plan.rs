@@ -82,7 +82,8 @@ impl Plan {
                 Err(_) if plan.waiting.contains_key(&key) => {}
                 Err(_) if parked.contains(&key) => plan.aside.push((place, None)),
                 Err(PublishError::Refused(reason)) => {
-                    plan.aside.push((place, Some(reason)));
+                    // The one character that Postgres does not take.
+                    plan.aside.push((place, Some(reason.replace('\0', " "))));
                     parked.insert(key);
                 }
                 Err(PublishError::Unavailable(reason)) => {

@@ -4,5 +4,5 @@ crate::queries::queries! {
     OutboxQueries:
     publish
     work lock read sent park vacuum
-    lag parked lock_parked unpark discard free
+    lag parked lock_parked lock_shard unpark unpark_topic discard free
 }

@@ -32,8 +32,8 @@ impl RelayOptions {
         self
     }
 
-    /// How often it looks for what nobody woke it for: events of other processes, and of those that died between the commit and the wake. Defaults to
-    /// one second.
+    /// How often it looks for what nobody woke it for: events of other processes, and of those that died between the commit and the wake. A look costs a
+    /// lane one short statement, so a relay for other processes may look every 20 milliseconds. Defaults to one second.
     pub const fn poll(mut self, poll: Duration) -> Self {
         self.poll = poll;
         self
@@ -56,8 +56,7 @@ impl RelayOptions {
         if limits.0 > limits.1 {
             return Err(OutboxError::Limits { outbox: limits.0, transport: limits.1 });
         }
-        let connect = session(&inner.pool.connect_options(), &inner.schema, lease);
-        let mut connection = PgConnection::connect_with(&connect).await?;
+        let mut connection = connect(&outbox, lease).await?;
         let prepared = connection.prepare(inner.queries.read.clone()).await;
         prepared.map_err(|source| match source.as_database_error().and_then(|error| error.code()).as_deref() {
             Some("42P01" | "3F000") => OutboxError::NotMigrated { schema: inner.schema.clone(), source },
@@ -73,7 +72,6 @@ impl RelayOptions {
             let lane = Lane {
                 outbox: outbox.clone(),
                 transport: transport.clone(),
-                connect: connect.clone(),
                 shards,
                 batch,
                 poll,
@@ -86,17 +84,18 @@ impl RelayOptions {
             running.spawn(lane.run());
         }
         let mut vacuum = JoinSet::new();
-        let unhurried = connect.options([("statement_timeout", "0")]);
-        vacuum.spawn(vacuum::behind(counters.clone(), outbox, unhurried));
+        vacuum.spawn(vacuum::behind(counters.clone(), outbox.clone(), lease));
         Ok(Relay { running, stopping, counters, _vacuum: vacuum })
     }
 }
 
-/// Connections of a relay speak for themselves when they are looked at, end what nobody waits for, and do not wait for the disk. Statements are planned once
-/// for a connection, by indexes: a plan made while the table was empty has to be right when it is large.
-fn session(user: &PgConnectOptions, schema: &str, lease: Duration) -> PgConnectOptions {
-    let lease = lease.as_millis().to_string();
-    user.clone().application_name(&format!("{schema} outbox relay")).options([
+/// A connection of a relay's own, made as the pool's are made now. It speaks for itself when it is looked at, ends what nobody waits for, and does not wait for
+/// the disk. Statements are planned once for a connection, by indexes: a plan made while the table was empty has to be right when it is large.
+pub(super) async fn connect(outbox: &PgOutbox, lease: Duration) -> Result<PgConnection, sqlx::Error> {
+    let PgOutbox { inner } = outbox;
+    let user = PgConnectOptions::clone(&inner.pool.connect_options());
+    let lease = lease.as_millis().max(1).to_string();
+    let session = user.application_name(&format!("{} outbox relay", inner.schema)).options([
         ("default_transaction_isolation", "read committed"),
         ("synchronous_commit", "off"),
         ("idle_in_transaction_session_timeout", lease.as_str()),
@@ -105,7 +104,8 @@ fn session(user: &PgConnectOptions, schema: &str, lease: Duration) -> PgConnectO
         ("plan_cache_mode", "force_generic_plan"),
         ("enable_seqscan", "off"),
         ("jit", "off"),
-    ])
+    ]);
+    PgConnection::connect_with(&session).await
 }
 
 impl fmt::Debug for RelayOptions {

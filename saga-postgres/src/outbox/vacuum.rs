@@ -3,8 +3,8 @@
 //! A relay reads at the head of the queue, which is where the dead rows are: a round passes them all, at some 30 milliseconds a million. Autovacuum looks
 //! once a minute at most, and a busy relay leaves that many in a minute.
 
-use super::{Counters, PgOutbox};
-use sqlx::{Connection, PgConnection, postgres::PgConnectOptions};
+use super::{Counters, PgOutbox, relay::connect};
+use sqlx::Connection;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 const REST: u32 = 10;
 
 /// Vacuums behind a relay, for ever. Whose user does not own the table does not vacuum it: Postgres skips it with a warning, and autovacuum is left.
-pub(super) async fn behind(counters: Arc<Counters>, outbox: PgOutbox, connect: PgConnectOptions) {
+pub(super) async fn behind(counters: Arc<Counters>, outbox: PgOutbox, lease: Duration) {
     let (mut pause, mut vacuumed) = (PAUSE, 0);
     loop {
         sleep(pause).await;
@@ -28,7 +28,8 @@ pub(super) async fn behind(counters: Arc<Counters>, outbox: PgOutbox, connect: P
         }
         let began = Instant::now();
         let vacuum = async {
-            let mut connection = PgConnection::connect_with(&connect).await?;
+            let mut connection = connect(&outbox, lease).await?;
+            sqlx::raw_sql("SET statement_timeout = 0").execute(&mut connection).await?;
             sqlx::query(outbox.inner.queries.vacuum.clone()).execute(&mut connection).await?;
             connection.close().await
         };
