@@ -208,6 +208,8 @@ async fn one(State(orders): State<Orders>, Path(id): Path<Uuid>) -> Result<Json<
 
 /// An order, where its saga stands, and why it was cancelled if it was.
 async fn look_up(db: &PgPool, sagas: &OrderSagas, saga: SagaId) -> Result<Json<Value>, Problem> {
+    // First: once the saga has ended the row says how.
+    let status = sagas.status(saga).await;
     let row: Option<Row> = sqlx::query_as(
         "SELECT id, user_id, product_id, product, unit_price, quantity, total, state FROM orders WHERE id = $1",
     )
@@ -215,7 +217,7 @@ async fn look_up(db: &PgPool, sagas: &OrderSagas, saga: SagaId) -> Result<Json<V
     .fetch_optional(db)
     .await?;
     let mut order = told(row.ok_or(Problem::new(StatusCode::NOT_FOUND, "there is no such order"))?);
-    let status = sagas.status(saga).await?;
+    let status = status?;
     order["saga"] = format!("{status:?}").into();
     if status == Status::RolledBack
         && let Outcome::RolledBack(why) = sagas.outcome(saga).await?

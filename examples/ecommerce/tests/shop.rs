@@ -330,7 +330,7 @@ async fn one_of_a_hundred_buyers_gets_the_last_item(shop: Shop) {
     let confirmed = orders.iter().filter(|order| order["state"] == "CONFIRMED").count();
     let sold_out =
         orders.iter().filter(|order| order["state"] == "CANCELLED" && order["reason"] == "out of stock").count();
-    assert_eq!((confirmed, sold_out), (1, 99));
+    assert_eq!((confirmed, sold_out), (1, 99), "{:?}", orders.iter().map(|order| &order["reason"]).collect::<Vec<_>>());
     assert_eq!(shop.stock(2).await, 0);
     shop.assert_books_balance().await;
 }

@@ -12,7 +12,7 @@ use sqlx::postgres::PgPoolOptions;
 use std::{process::Stdio, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
+    process::{Child, ChildStdin, Command},
     signal::unix::{SignalKind, signal},
     time::timeout,
 };
@@ -61,6 +61,11 @@ pub async fn inbox(places: &Places) -> Result<PgInbox> {
 pub async fn run(role: Role, places: &Places) -> Result<()> {
     // Handlers panic on purpose here.
     std::panic::set_hook(Box::new(|_| ()));
+    // Its parent's end closes stdin: then nobody needs it any more.
+    std::thread::spawn(|| {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        std::process::exit(1);
+    });
     let transport = transport(&places.brokers)?;
     let mut terminate = signal(SignalKind::terminate())?;
     match role {
@@ -91,6 +96,8 @@ pub struct Node {
     role: Role,
     places: Places,
     child: Child,
+    /// Open for as long as the node is wanted; not in `child`, which closes it when it is waited for.
+    _stdin: Option<ChildStdin>,
 }
 
 impl Node {
@@ -102,13 +109,15 @@ impl Node {
         };
         let mut child = Command::new(std::env::current_exe()?)
             .args(["node", name, "--brokers", &places.brokers, "--sagas", &places.sagas, "--ledger", &places.ledger])
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()?;
+        let stdin = child.stdin.take();
         let stdout = child.stdout.take().ok_or("a child without stdout")?;
         let ready = timeout(Duration::from_secs(120), BufReader::new(stdout).lines().next_line()).await??;
         ready.ok_or_else(|| format!("a node ({name}) ended before it was ready"))?;
-        Ok(Self { role, places: places.clone(), child })
+        Ok(Self { role, places: places.clone(), child, _stdin: stdin })
     }
 
     /// `kill -9`.
