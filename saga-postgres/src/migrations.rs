@@ -7,6 +7,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0002_inbox.sql"),
     include_str!("migrations/0003_outbox.sql"),
     include_str!("migrations/0004_inbox_open.sql"),
+    include_str!("migrations/0005_inbox_functions.sql"),
 ];
 
 /// A schema's name goes into the SQL as it is.

@@ -38,5 +38,5 @@ queries! {
     register registered unclaimable
     find statuses read
     notify
-    inbox_enter inbox_rows inbox_keep inbox_end inbox_prune
+    inbox_enter inbox_keep inbox_end inbox_prune
 }

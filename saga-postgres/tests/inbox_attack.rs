@@ -285,10 +285,14 @@ async fn rows_that_are_pruned_while_they_are_waited_for_are_entered_anew() {
     let id = id();
     one(&world.inbox, world.done(&id, "old")).await;
     // The row is removed between the two statements of another node, which saw it in the first: after the retention it is a new command.
-    let other = world.another_node().await.edit_sql(|name, sql| match name {
-        "inbox_rows" => sql.replace("FROM unnest", ", pg_advisory_xact_lock(4712) FROM unnest"),
-        _ => sql,
-    });
+    world
+        .sql(
+            "CREATE FUNCTION {schema}.pause() RETURNS trigger LANGUAGE plpgsql AS $$
+                BEGIN PERFORM pg_advisory_xact_lock(4712); RETURN NULL; END $$;
+             CREATE TRIGGER pause AFTER INSERT ON {schema}.saga_inbox EXECUTE FUNCTION {schema}.pause()",
+        )
+        .await;
+    let other = world.another_node().await;
     let mut blocker = world.pool.acquire().await.unwrap();
     sqlx::raw_sql("SELECT pg_advisory_lock(4712)").execute(&mut *blocker).await.unwrap();
     let second = tokio::spawn({

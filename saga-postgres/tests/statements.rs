@@ -6,7 +6,7 @@ mod common;
 use common::{Setup, fresh};
 use saga_core::WorkerId;
 use saga_postgres::PgStore;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
 #[tokio::test]
 async fn postgres_can_prepare_every_statement() {
@@ -85,6 +85,65 @@ async fn the_search_for_orphans_looks_at_owned_sagas_only() {
     let plan = plan("orphans", "").await;
     assert!(plan.contains("saga_owner"), "{plan}");
     assert!(!plan.contains("Seq Scan on saga "), "{plan}");
+}
+
+/// A connection as a user's pool makes it, with the settings of the server.
+async fn users_connection(url: &str) -> PgConnection {
+    PgConnection::connect(url).await.unwrap()
+}
+
+/// What is sent on a user's connection is planned there, once for all its calls, and may be planned while the tables are empty.
+#[tokio::test]
+async fn a_plan_from_the_first_day_on_a_users_connection_is_right_later_on() {
+    let Setup { store, url, schema } = fresh(|_, sql| sql).await;
+    let mut connection = users_connection(&url).await;
+    let fill = format!(
+        "INSERT INTO {schema}.saga (id, name, version, key, status, input, due_at)
+         SELECT gen_random_uuid(), 'order', 1, n::text, 0, '1', now() FROM generate_series(1, 20000) n;
+         INSERT INTO {schema}.saga_mailbox (saga_id, message, body) SELECT id, 'm', '{{}}' FROM {schema}.saga"
+    );
+    let statements =
+        [("start_existing", "('{order}', '{none}')"), ("post", "(ARRAY[gen_random_uuid()], '{m}', ARRAY['x'::bytea])")];
+    for (name, arguments) in statements {
+        let sql = store.statements().into_iter().find(|(other, _)| *other == name).unwrap().1;
+        sqlx::raw_sql(AssertSqlSafe(format!("PREPARE {name} AS {sql}"))).execute(&mut connection).await.unwrap();
+        let often = format!("EXECUTE {name}{arguments};").repeat(8);
+        sqlx::raw_sql(AssertSqlSafe(often)).execute(&mut connection).await.unwrap();
+    }
+    sqlx::raw_sql(AssertSqlSafe(fill)).execute(store.pool()).await.unwrap();
+    for (name, arguments) in statements {
+        let explain = format!("EXPLAIN (COSTS off) EXECUTE {name}{arguments}");
+        let rows = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_all(&mut connection).await.unwrap();
+        let plan: String = rows.iter().map(|row| row.get::<String, _>(0) + "\n").collect();
+        assert!(!plan.contains("Seq Scan"), "{name}: {plan}");
+    }
+}
+
+#[tokio::test]
+async fn the_inbox_never_reads_its_whole_table() {
+    let Setup { url, schema, .. } = fresh(|_, sql| sql).await;
+    let mut connection = users_connection(&url).await;
+    // Known to be empty: the worst that a plan can be made for.
+    let vacuum = format!("VACUUM {schema}.saga_inbox");
+    sqlx::raw_sql(AssertSqlSafe(vacuum)).execute(&mut connection).await.unwrap();
+    let work = format!(
+        "BEGIN;
+         SELECT {schema}.saga_inbox_enter(ARRAY['00000000-0000-4000-8000-000000000001'::uuid], '{{step}}', '{{0}}');
+         SELECT {schema}.saga_inbox_keep(ARRAY['00000000-0000-4000-8000-000000000001'::uuid], '{{step}}', '{{0}}', '{{0}}', ARRAY['x'::bytea], '{{f}}')"
+    );
+    let often = format!("{work}; COMMIT;").repeat(8);
+    sqlx::raw_sql(AssertSqlSafe(often)).execute(&mut connection).await.unwrap();
+    let fill = format!(
+        "INSERT INTO {schema}.saga_inbox (saga_id, step, generation, outcome)
+         SELECT gen_random_uuid(), 'step', 0, 0 FROM generate_series(1, 20000)"
+    );
+    sqlx::raw_sql(AssertSqlSafe(fill)).execute(&mut connection).await.unwrap();
+    let read =
+        "SELECT coalesce(sum(seq_tup_read), 0)::bigint FROM pg_stat_xact_user_tables WHERE relname = 'saga_inbox'";
+    let before: i64 = sqlx::query_scalar(read).fetch_one(&mut connection).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(work)).execute(&mut connection).await.unwrap();
+    let after: i64 = sqlx::query_scalar(read).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(after - before, 0);
 }
 
 #[tokio::test]

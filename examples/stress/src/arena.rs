@@ -11,9 +11,6 @@ use sqlx::{PgPool, postgres::PgPoolOptions};
 use std::{env, path::PathBuf, time::Duration};
 use tokio::process::Command;
 
-/// How many partitions each topic has.
-pub const PARTITIONS: i32 = 6;
-
 pub struct Arena {
     pub postgres: Postgres,
     pub places: Places,
@@ -22,14 +19,14 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// Makes topics, databases and tables.
-    pub async fn open(brokers: &str) -> Result<Self> {
+    /// Makes topics, with so many partitions each, databases and tables.
+    pub async fn open(brokers: &str, partitions: i32) -> Result<Self> {
         let postgres = Postgres::builder().setting("max_connections", "300").start().await?;
         postgres.create_database("sagas").await?;
         postgres.create_database("ledger").await?;
         let (sagas, ledger) = (postgres.url_for("sagas"), postgres.url_for("ledger"));
         let places = Places { brokers: brokers.into(), sagas, ledger };
-        let topics = COMMANDS.iter().chain(&[REPLIES]).map(|topic| TopicSpec::new(*topic).partitions(PARTITIONS));
+        let topics = COMMANDS.iter().chain(&[REPLIES]).map(|topic| TopicSpec::new(*topic).partitions(partitions));
         KafkaTransport::new(brokers)?.ensure_topics(&topics.collect::<Vec<_>>()).await?;
         PgStore::connect(&places.sagas).await?.migrate().await?;
         let pool = |url: String| {

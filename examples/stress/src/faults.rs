@@ -20,6 +20,9 @@ use std::{
 };
 use tokio::{sync::Mutex, task::JoinSet, time::sleep};
 
+/// How many partitions each topic has.
+pub const PARTITIONS: i32 = 6;
+
 #[derive(Debug, clap::Args)]
 pub struct Plan {
     /// How often the broker is stopped and started again.
@@ -65,7 +68,7 @@ impl Run {
 
 pub async fn run(brokers: &str, plan: &Plan) -> Result<()> {
     let broker = Broker::of_the_script()?;
-    let arena = Arena::open(brokers).await?;
+    let arena = Arena::open(brokers, PARTITIONS).await?;
     let (places, sagas, ledger) = (arena.places.clone(), arena.sagas.clone(), arena.ledger.clone());
     let mut nodes = vec![];
     for role in [Role::Orchestrator, Role::Participants, Role::Orchestrator, Role::Participants] {

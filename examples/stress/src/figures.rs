@@ -14,14 +14,12 @@ use saga_core::{
 };
 use saga_kafka::{KafkaTransport, TopicSpec};
 use serde_json::json;
+use sqlx::PgConnection;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::{
-    sync::{Mutex, mpsc},
-    task::JoinSet,
-};
+use tokio::{sync::mpsc, task::JoinSet};
 
 #[derive(Debug, clap::Args)]
 pub struct Plan {
@@ -34,12 +32,15 @@ pub struct Plan {
     /// For how many seconds it runs before anything is measured.
     #[arg(long, default_value_t = 20)]
     warm_up: u64,
+    /// How many partitions each topic has.
+    #[arg(long, default_value_t = 2)]
+    partitions: i32,
     /// As JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// What a purchase consists of, each measured alone, one after the other.
+/// What a purchase consists of.
 #[derive(Clone, Copy)]
 struct Parts {
     /// One row inserted and committed.
@@ -62,7 +63,7 @@ impl Parts {
 }
 
 pub async fn run(brokers: &str, plan: &Plan) -> Result<()> {
-    let arena = Arena::open(brokers).await?;
+    let arena = Arena::open(brokers, plan.partitions).await?;
     let transport = node::transport(brokers)?;
     let inbox = node::inbox(&arena.places).await?;
     let mut running = vec![];
@@ -73,11 +74,7 @@ pub async fn run(brokers: &str, plan: &Plan) -> Result<()> {
     let sagas = engine.sagas::<Purchase>();
     // Until every consumer has its partitions, and the broker's code is compiled.
     measure(&sagas, 256, Duration::from_secs(plan.warm_up), "warm").await?;
-    let parts = Parts {
-        commit: commit(&arena).await?,
-        participant: transaction(&arena).await?,
-        hop: hop(brokers, &transport).await?,
-    };
+    let parts = parts(&arena, &transport).await?;
     let mut lines = vec![];
     for &in_flight in &plan.in_flight {
         lines.push((in_flight, measure(&sagas, in_flight, Duration::from_secs(plan.seconds), "run").await?));
@@ -86,7 +83,7 @@ pub async fn run(brokers: &str, plan: &Plan) -> Result<()> {
     for participating in running {
         participating.stop().await;
     }
-    let outbox = outbox::measure(&arena, &transport).await?;
+    let outbox = outbox::measure(&arena, &transport, plan.partitions).await?;
     arena.close().await;
 
     let alone = lines.iter().find(|(in_flight, _)| *in_flight == 1).map(|(_, measured)| measured.p50);
@@ -178,44 +175,59 @@ fn percentile(sorted: &[Duration], percent: usize) -> Result<Duration> {
 
 const REPEATS: usize = 300;
 
-async fn commit(arena: &Arena) -> Result<Duration> {
+/// Measures the parts in turn, one after the other. Each of them alone and over and over would find everything still warm from its last time, which it does not in a saga.
+async fn parts(arena: &Arena, transport: &Arc<dyn Transport>) -> Result<Parts> {
     let mut connection = arena.sagas.acquire().await?;
-    sqlx::raw_sql("CREATE TABLE IF NOT EXISTS part (id bigint PRIMARY KEY, body text)")
-        .execute(&mut *connection)
-        .await?;
-    let mut times = vec![];
-    for id in 0..i64::try_from(REPEATS)? {
+    sqlx::raw_sql("CREATE TABLE part (id bigint PRIMARY KEY, body text)").execute(&mut *connection).await?;
+    let inbox = node::inbox(&arena.places).await?;
+    KafkaTransport::new(&arena.places.brokers)?.ensure_topics(&[TopicSpec::new(HOP).partitions(1)]).await?;
+    let (sender, mut arrivals) = mpsc::unbounded_channel();
+    let subscription = Subscription { group: HOP.into(), topics: vec![HOP.into()], batch: 1 };
+    let consumer = transport.subscribe(subscription, Arc::new(Arrivals(sender))).await?;
+
+    let (mut commits, mut transactions, mut hops) = (vec![], vec![], vec![]);
+    for repeat in 0..REPEATS {
         let began = Instant::now();
         sqlx::query("INSERT INTO part VALUES ($1, 'as long as a short entry of a journal is, more or less')")
-            .bind(id)
+            .bind(i64::try_from(repeat)?)
             .execute(&mut *connection)
             .await?;
-        times.push(began.elapsed());
+        commits.push(began.elapsed());
+
+        let began = Instant::now();
+        inbox.handle(&[job()]).await?;
+        transactions.push(began.elapsed());
+
+        let message = Message::event("figures", "hop.v1", "key", &Encoded::of(&7)?);
+        let began = Instant::now();
+        let published = transport.publish(&[Outgoing { topic: HOP.into(), message }]).await;
+        published.into_iter().collect::<Result<Vec<()>, _>>()?;
+        let arrived = arrivals.recv().await.ok_or("the consumer ended")?;
+        hops.push(arrived - began);
     }
-    times.sort_unstable();
-    percentile(&times, 50)
+    consumer.stop().await;
+    sqlx::raw_sql("DELETE FROM ledger").execute(&arena.ledger).await?;
+    Ok(Parts { commit: median(commits)?, participant: median(transactions)?, hop: median(hops)? })
 }
 
-async fn transaction(arena: &Arena) -> Result<Duration> {
-    let inbox = node::inbox(&arena.places).await?;
-    let mut times = vec![];
-    for _ in 0..REPEATS {
-        let id = CommandId { saga: SagaId::generate(), step: "part".into(), generation: 0 };
-        let saga = id.saga;
-        let job = Job::new(id, Op::Do, Duration::from_secs(10), move |db: &mut sqlx::PgConnection, _| {
-            Box::pin(async move {
-                sqlx::query("INSERT INTO ledger (saga, step, op) VALUES ($1, 'part', 'do')")
-                    .bind(saga.as_uuid())
-                    .execute(db)
-                    .await?;
-                Encoded::of(&7).map_err(StepError::unknown)
-            })
-        });
-        let began = Instant::now();
-        inbox.handle(&[job]).await?;
-        times.push(began.elapsed());
-    }
-    sqlx::raw_sql("DELETE FROM ledger").execute(&arena.ledger).await?;
+const HOP: &str = "hop";
+
+/// A command that writes a line, as those of a purchase do.
+fn job() -> Job<PgConnection> {
+    let id = CommandId { saga: SagaId::generate(), step: "part".into(), generation: 0 };
+    let saga = id.saga;
+    Job::new(id, Op::Do, Duration::from_secs(10), move |db: &mut PgConnection, _| {
+        Box::pin(async move {
+            sqlx::query("INSERT INTO ledger (saga, step, op) VALUES ($1, 'part', 'do')")
+                .bind(saga.as_uuid())
+                .execute(db)
+                .await?;
+            Encoded::of(&7).map_err(StepError::unknown)
+        })
+    })
+}
+
+fn median(mut times: Vec<Duration>) -> Result<Duration> {
     times.sort_unstable();
     percentile(&times, 50)
 }
@@ -231,24 +243,4 @@ impl Receiver for Arrivals {
         }
         Ok(vec![Verdict::Done; batch.len()])
     }
-}
-
-async fn hop(brokers: &str, transport: &Arc<dyn Transport>) -> Result<Duration> {
-    KafkaTransport::new(brokers)?.ensure_topics(&[TopicSpec::new("hop").partitions(1)]).await?;
-    let (sender, arrivals) = mpsc::unbounded_channel();
-    let arrivals = Mutex::new(arrivals);
-    let subscription = Subscription { group: "hop".into(), topics: vec!["hop".into()], batch: 1 };
-    let consumer = transport.subscribe(subscription, Arc::new(Arrivals(sender))).await?;
-    let mut times = vec![];
-    for _ in 0..REPEATS {
-        let message = Message::event("figures", "hop.v1", "key", &Encoded::of(&7)?);
-        let began = Instant::now();
-        let published = transport.publish(&[Outgoing { topic: "hop".into(), message }]).await;
-        published.into_iter().collect::<Result<Vec<()>, _>>()?;
-        let arrived = arrivals.lock().await.recv().await.ok_or("the consumer ended")?;
-        times.push(arrived - began);
-    }
-    consumer.stop().await;
-    times.sort_unstable();
-    percentile(&times, 50)
 }

@@ -31,8 +31,8 @@ pub struct Figures {
     pub lag_p99: Duration,
 }
 
-pub async fn measure(arena: &Arena, transport: &Arc<dyn Transport>) -> Result<Figures> {
-    let topic = TopicSpec::new(TOPIC).partitions(crate::arena::PARTITIONS);
+pub async fn measure(arena: &Arena, transport: &Arc<dyn Transport>, partitions: i32) -> Result<Figures> {
+    let topic = TopicSpec::new(TOPIC).partitions(partitions);
     KafkaTransport::new(&arena.places.brokers)?.ensure_topics(&[topic]).await?;
     let outbox = PgOutbox::new(arena.ledger.clone(), "figures");
     outbox.migrate().await?;

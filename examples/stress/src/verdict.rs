@@ -86,7 +86,7 @@ fn lag_of(brokers: &str, group: &str, topic: &str) -> Result<i64> {
     let consumer: BaseConsumer =
         ClientConfig::new().set("bootstrap.servers", brokers).set("group.id", group).create()?;
     let mut partitions = TopicPartitionList::new();
-    partitions.add_partition_range(topic, 0, crate::arena::PARTITIONS - 1);
+    partitions.add_partition_range(topic, 0, crate::faults::PARTITIONS - 1);
     let committed = consumer.committed_offsets(partitions, PATIENCE)?;
     let mut lag = 0;
     for partition in committed.elements() {

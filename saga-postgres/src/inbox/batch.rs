@@ -210,9 +210,7 @@ impl PgInbox {
             jobs.iter().map(|job| (job.id.clone(), Entry::default())).collect();
         let (sagas, steps, generations) = keys(entries.keys());
         let enter = sqlx::query(self.queries.inbox_enter.clone()).bind(&sagas).bind(&steps).bind(&generations);
-        enter.execute(&mut *tx).await.map_err(|error| before_work(&error))?;
-        let read = sqlx::query(self.queries.inbox_rows.clone()).bind(&sagas).bind(&steps).bind(&generations);
-        let rows = read.fetch_all(&mut *tx).await.map_err(|error| before_work(&error))?;
+        let rows = enter.fetch_all(&mut *tx).await.map_err(|error| before_work(&error))?;
         if rows.len() != entries.len() {
             return Err(Trouble::Contention("a row was removed while it was waited for".into()));
         }

@@ -84,7 +84,7 @@ const THIRTY_DAYS: Duration = Duration::from_secs(30 * 24 * 3600);
 impl PgInbox {
     /// On the participant's own pool, in the schema `saga`.
     pub fn new(pool: PgPool) -> Self {
-        Self::build(pool, "saga", |_, sql| sql)
+        Self::build(pool, "saga")
     }
 
     /// In a schema of another name.
@@ -93,17 +93,11 @@ impl PgInbox {
     /// [`SetupError::SchemaName`].
     pub fn in_schema(pool: PgPool, schema: &str) -> Result<Self, SetupError> {
         migrations::check_name(schema)?;
-        Ok(Self::build(pool, schema, |_, sql| sql))
+        Ok(Self::build(pool, schema))
     }
 
-    /// For this crate's own tests: changes statements, to show what breaks without a rule.
-    #[doc(hidden)]
-    pub fn edit_sql(self, edit: fn(&str, String) -> String) -> Self {
-        Self { keep: self.keep, ..Self::build(self.pool, &self.schema, edit) }
-    }
-
-    fn build(pool: PgPool, schema: &str, edit: fn(&str, String) -> String) -> Self {
-        Self { pool, schema: schema.into(), queries: Arc::new(Queries::new(schema, edit)), keep: THIRTY_DAYS }
+    fn build(pool: PgPool, schema: &str) -> Self {
+        Self { pool, schema: schema.into(), queries: Arc::new(Queries::new(schema, |_, sql| sql)), keep: THIRTY_DAYS }
     }
 
     /// Creates the schema and its tables, or brings them to this version of the library. Every process may call it at its start.
@@ -210,7 +204,9 @@ impl Inbox for PgInbox {
 fn trouble(error: &sqlx::Error) -> Trouble {
     use saga_core::store::StoreError;
     match (error, meaning_of(error)) {
-        (sqlx::Error::Database(database), _) if database.code().as_deref() == Some("42P01") => {
+        (sqlx::Error::Database(database), _)
+            if matches!(database.code().as_deref(), Some("42P01" | "42883" | "3F000")) =>
+        {
             Trouble::Unavailable(format!("{database}; was `PgInbox::migrate` run on this database?"))
         }
         (_, StoreError::Contention(reason)) => Trouble::Contention(reason),

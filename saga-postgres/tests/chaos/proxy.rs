@@ -216,7 +216,7 @@ fn written_by(sql: &str) -> Option<What> {
         () if sql.contains(".saga_journal (") => Some(What::Append),
         () if sql.contains(".saga (") => Some(What::Start),
         () if sql.contains("SET owner = $1") => Some(What::Claim),
-        () if ["INSERT", "UPDATE", "DELETE"].iter().any(|verb| sql.contains(verb)) => Some(What::Other),
+        () if ["INSERT", "UPDATE", "DELETE", ".saga_inbox_"].iter().any(|verb| sql.contains(verb)) => Some(What::Other),
         () => None,
     }
 }
