@@ -158,6 +158,7 @@ impl Store for MemoryStore {
                 key: start.key.clone(),
                 status: Status::Running,
                 input: start.input.clone(),
+                trace: start.trace.clone(),
                 epoch: i64::from(start.owner.is_some()),
                 lapses: 0,
                 age: Duration::ZERO,

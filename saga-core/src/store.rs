@@ -22,7 +22,7 @@
 //!
 //! [`testing::conformance`](crate::testing) checks all of this for any implementation.
 
-use crate::{Encoded, SagaId, WorkerId, machine::Status};
+use crate::{Encoded, SagaId, WorkerId, machine::Status, trace::TraceContext};
 use async_trait::async_trait;
 use std::time::Duration;
 use tokio::sync::broadcast;
@@ -40,6 +40,8 @@ pub struct Start {
     pub key: String,
     /// What the saga is started with.
     pub input: Encoded,
+    /// What its trace goes on from.
+    pub trace: TraceContext,
     /// The worker that will run it at once (at epoch 1); without one it is due now.
     pub owner: Option<WorkerId>,
 }
@@ -115,6 +117,8 @@ pub struct Record {
     pub status: Status,
     /// What it was started with.
     pub input: Encoded,
+    /// What its trace goes on from.
+    pub trace: TraceContext,
     /// Grows with each claim.
     pub epoch: i64,
     /// How many workers were lost while they owned it.

@@ -4,6 +4,7 @@ use saga_core::{
     Encoded, SagaId, WorkerId,
     machine::Status,
     store::{Append, Appended, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError, Then},
+    trace::TraceContext,
 };
 use sqlx::{
     PgConnection, PgPool, Postgres, Row,
@@ -294,6 +295,9 @@ impl PgStore {
         let keys: Vec<&str> = batch.iter().map(|start| start.key.as_str()).collect();
         let inputs: Vec<&[u8]> = batch.iter().map(|start| start.input.as_str().as_bytes()).collect();
         let owners: Vec<Option<Uuid>> = batch.iter().map(|start| start.owner.map(WorkerId::as_uuid)).collect();
+        let parents: Vec<Option<&str>> = batch.iter().map(|start| start.trace.traceparent.as_deref()).collect();
+        let states: Vec<Option<&str>> = batch.iter().map(|start| start.trace.tracestate.as_deref()).collect();
+        let baggage: Vec<Option<&str>> = batch.iter().map(|start| start.trace.baggage.as_deref()).collect();
         self.inner.sent.fetch_add(1, Ordering::Relaxed);
         let sql = sqlx::query(self.queries().start.clone());
         let rows = sql
@@ -303,6 +307,9 @@ impl PgStore {
             .bind(&keys)
             .bind(inputs)
             .bind(owners)
+            .bind(parents)
+            .bind(states)
+            .bind(baggage)
             .fetch_all(&mut *connection)
             .await
             .map_err(|error| meaning_of(&error))?;
@@ -547,6 +554,11 @@ fn record(row: &PgRow) -> Result<Record, StoreError> {
         key: column(row, "key")?,
         status: status(column(row, "status")?)?,
         input: input.map_err(|error| StoreError::Unavailable(error.to_string()))?,
+        trace: TraceContext {
+            traceparent: column(row, "traceparent")?,
+            tracestate: column(row, "tracestate")?,
+            baggage: column(row, "baggage")?,
+        },
         epoch: column(row, "epoch")?,
         lapses: column::<i32>(row, "lapses")?.unsigned_abs(),
         age: Duration::from_millis(column::<i64>(row, "age_ms")?.try_into().unwrap_or(0)),

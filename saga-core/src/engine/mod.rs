@@ -338,6 +338,7 @@ impl Shared {
             key: start.key,
             status: Status::Running,
             input: start.input,
+            trace: start.trace,
             epoch: 1,
             lapses: 0,
             age: Duration::ZERO,

@@ -24,6 +24,16 @@ pub enum Outcome {
     Broken(String),
 }
 
+impl Outcome {
+    /// What it says if it is no success.
+    pub fn error(&self) -> Option<&str> {
+        match self {
+            Self::Success(_) => None,
+            Self::Retry(error) | Self::Fail(error) | Self::Unknown(error) | Self::Broken(error) => Some(error),
+        }
+    }
+}
+
 /// What happened outside.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Input {
