@@ -187,6 +187,15 @@ pub struct DefinitionId {
     pub version: u32,
 }
 
+/// How all sagas of a name stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// How many are parked.
+    pub parked: u64,
+    /// The age of the oldest that has not ended; `None` if all have.
+    pub oldest: Option<Duration>,
+}
+
 /// A durable place for sagas. What an implementer guarantees is said in [the module's docs](self).
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -241,6 +250,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// One saga with its journal, as last committed.
     async fn read(&self, saga: SagaId) -> Result<Option<Record>, StoreError>;
+
+    /// How the sagas of these names stand. Answers one by one, in the order of the names. It is asked several times a minute, so it must be cheap however many sagas there are.
+    async fn census(&self, names: &[String]) -> Result<Vec<Census>, StoreError>;
 
     /// Definitions with due sagas that no living worker has registered.
     async fn unclaimable(&self) -> Result<Vec<DefinitionId>, StoreError>;

@@ -3,7 +3,9 @@ use async_trait::async_trait;
 use saga_core::{
     Encoded, SagaId, WorkerId,
     machine::Status,
-    store::{Append, Appended, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError, Then},
+    store::{
+        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError, Then,
+    },
     trace::TraceContext,
 };
 use sqlx::{
@@ -518,6 +520,18 @@ impl Store for PgStore {
         let (messages, bodies) = (column::<Vec<String>>(row, "messages")?, column::<Vec<Vec<u8>>>(row, "bodies")?);
         let mail = messages.into_iter().zip(bodies).map(|(message, body)| Mail { saga, message, body }).collect();
         Ok(Some(Record { journal: column(row, "journal")?, mail, ..record(row)? }))
+    }
+
+    async fn census(&self, names: &[String]) -> Result<Vec<Census>, StoreError> {
+        let rows = self.rows(sqlx::query(self.queries().census.clone()).bind(names)).await?;
+        let read = |row: &PgRow| {
+            let oldest: Option<i64> = column(row, "oldest_ms")?;
+            Ok(Census {
+                parked: column::<i64>(row, "parked")?.unsigned_abs(),
+                oldest: oldest.map(|age| Duration::from_millis(age.try_into().unwrap_or(0))),
+            })
+        };
+        rows.iter().map(read).collect()
     }
 
     async fn unclaimable(&self) -> Result<Vec<DefinitionId>, StoreError> {

@@ -16,7 +16,7 @@ use crate::{
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use opentelemetry::{
-    Context, KeyValue,
+    Context, KeyValue, StringValue,
     context::FutureExt as _,
     trace::{SpanKind, TraceContextExt},
 };
@@ -43,6 +43,7 @@ pub(crate) struct Drive {
     process: Arc<dyn Process>,
     lease: Lease,
     saga: SagaId,
+    name: StringValue,
     input: Encoded,
     /// What everything that is done for the saga is a part of.
     trace: Context,
@@ -115,6 +116,7 @@ impl Drive {
     ) -> Self {
         let mut drive = Self {
             saga: record.saga,
+            name: record.name.into(),
             input: record.input,
             trace: record.trace.context_of(record.saga),
             epoch: record.epoch,
@@ -437,8 +439,10 @@ impl Drive {
         // A broker's refusal says that this attempt did not happen, and nothing of earlier ones.
         let first = !tries.in_doubt && tries.awaiting.is_none();
         Box::pin(async move {
-            let published =
-                limits.attempt(allowed, publish, |published| published.as_ref().err().map(ToString::to_string));
+            let published = limits.attempt(allowed, publish, |published| match published {
+                Ok(()) => ("sent", None),
+                Err(error) => ("not sent", Some(error.to_string())),
+            });
             let outcome = match published.await {
                 Attempt::Ended(Ok(())) => return (step, Attempted::Publication(sent, Ok(until))),
                 Attempt::Ended(Err(error @ PublishError::Refused(_))) if first => Outcome::Fail(cut(error.to_string())),
@@ -455,9 +459,8 @@ impl Drive {
             shared: self.shared.clone(),
             lease: self.lease.clone(),
             trace: self.trace.clone(),
-            process: self.process.clone(),
             saga: self.saga,
-            step,
+            name: self.process.graph().node(step).name.clone().into(),
             op,
             number,
         }
@@ -483,7 +486,11 @@ impl Drive {
                 let work = self.process.compensate(step, call, arguments, output.clone());
                 let allowed = node.compensation.timeout;
                 Box::pin(async move {
-                    let outcome = match limits.attempt(allowed, work, |outcome| outcome.as_ref().err().cloned()).await {
+                    let outcome = limits.attempt(allowed, work, |outcome| match outcome {
+                        Ok(()) => ("success", None),
+                        Err(error) => ("failure", Some(error.clone())),
+                    });
+                    let outcome = match outcome.await {
                         Attempt::Ended(outcome) => outcome,
                         Attempt::Unknown(error) => Err(error),
                         Attempt::NotBegun => return (step, Attempted::NotBegun),
@@ -497,7 +504,9 @@ impl Drive {
                 let allowed = node.forward.timeout;
                 let longest = self.shared.config.payload;
                 Box::pin(async move {
-                    let outcome = match limits.attempt(allowed, work, |outcome| outcome.error().map(Into::into)).await {
+                    let outcome =
+                        limits.attempt(allowed, work, |outcome| (outcome.name(), outcome.error().map(Into::into)));
+                    let outcome = match outcome.await {
                         Attempt::Ended(Outcome::Success(output)) if output.as_str().len() > longest => {
                             too_large(&output, longest)
                         }
@@ -599,6 +608,7 @@ impl Drive {
         }
         if let Some(status) = append.status {
             self.status = status;
+            self.shared.metrics.ended(&self.name, status, Duration::from_millis(self.now()));
             if let Some(ended) = Ended::of(self.process.graph(), self.process.output(), &self.state) {
                 self.shared.store.hint(Hint::Ended);
                 self.ended.send_replace(Some(ended));
@@ -675,27 +685,27 @@ struct Limits {
     shared: Arc<Shared>,
     lease: Lease,
     trace: Context,
-    process: Arc<dyn Process>,
     saga: SagaId,
-    step: StepIndex,
+    /// The step's.
+    name: StringValue,
     op: Op,
     number: u32,
 }
 
 impl Limits {
     /// Runs one attempt within the limits of concurrency, lease and time, in a task of its own: whatever the user's code does there, a panic
-    /// on drop included, is its attempt's affair. `error` says why what it returned is no success.
+    /// on drop included, is its attempt's affair. `told` names the outcome, and says why it is no success.
     async fn attempt<T: Send + 'static>(
         self,
         allowed: Duration,
         work: impl Future<Output = T> + Send + 'static,
-        error: impl FnOnce(&T) -> Option<String>,
+        told: impl FnOnce(&T) -> (&'static str, Option<String>),
     ) -> Attempt<T> {
         let _permit = self.shared.attempts.acquire().await;
         if !self.lease.holds() || self.shared.draining.is_cancelled() {
             return Attempt::NotBegun;
         }
-        let span = self.span();
+        let (span, began) = (self.span(), Instant::now());
         let lease = self.lease;
         // The process may stand still before the task begins: only what is looked at there counts.
         let work = async move { if lease.holds() { Some(work.await) } else { None } };
@@ -709,22 +719,25 @@ impl Limits {
             }),
             Err(_) => Attempt::Unknown(format!("no answer within {allowed:?}")),
         };
-        match &attempt {
-            Attempt::Ended(outcome) => error(outcome).iter().for_each(|error| trace::failed(&span, error)),
-            Attempt::Unknown(error) => trace::failed(&span, error),
-            Attempt::NotBegun => {}
+        let (outcome, error) = match &attempt {
+            Attempt::Ended(outcome) => told(outcome),
+            Attempt::Unknown(error) => ("unknown", Some(error.clone())),
+            Attempt::NotBegun => ("not begun", None),
+        };
+        if let Some(error) = error {
+            trace::failed(&span, &error);
         }
+        self.shared.metrics.attempt(&self.name, self.op, outcome, began.elapsed());
         span.span().end();
         attempt
     }
 
     fn span(&self) -> Context {
-        let step = &self.process.graph().node(self.step).name;
         let verb = if self.op == Op::Do { "step" } else { "compensate" };
-        trace::begin(format!("saga {verb} {step}"), SpanKind::Internal, &self.trace, || {
+        trace::begin(format!("saga {verb} {}", self.name), SpanKind::Internal, &self.trace, || {
             vec![
                 KeyValue::new("saga.id", self.saga.to_string()),
-                KeyValue::new("saga.step", step.to_string()),
+                KeyValue::new("saga.step", self.name.clone()),
                 KeyValue::new("saga.attempt", i64::from(self.number)),
             ]
         })

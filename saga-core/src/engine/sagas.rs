@@ -267,7 +267,10 @@ impl<S: Saga> Sagas<S> {
         ended: Option<watch::Receiver<Option<Ended>>>,
     ) -> Result<Started<S>, Error> {
         match answer {
-            Answer::New => Ok(Started { sagas: self.clone(), saga, ended, new: true }),
+            Answer::New => {
+                self.shared.metrics.started(S::NAME);
+                Ok(Started { sagas: self.clone(), saga, ended, new: true })
+            }
             Answer::Existing { saga, same_input } if same_input || self.means_the_same(saga, input).await? => {
                 Ok(Started { sagas: self.clone(), saga, ended: None, new: false })
             }

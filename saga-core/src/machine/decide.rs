@@ -25,6 +25,17 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// What it is called.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Success(_) => "success",
+            Self::Retry(_) => "retry",
+            Self::Fail(_) => "fail",
+            Self::Unknown(_) => "unknown",
+            Self::Broken(_) => "broken",
+        }
+    }
+
     /// What it says if it is no success.
     pub fn error(&self) -> Option<&str> {
         match self {
