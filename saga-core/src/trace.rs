@@ -19,11 +19,11 @@ use crate::{SagaId, message::Message};
 use opentelemetry::{
     Context, InstrumentationScope, KeyValue, StringValue,
     baggage::{Baggage, BaggageExt, BaggageMetadata},
-    global,
+    global::{self, BoxedTracer},
     trace::{SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId, TraceState, Tracer},
 };
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
-use std::{borrow::Cow, collections::BTreeMap, str::FromStr};
+use std::{collections::BTreeMap, str::FromStr, sync::Arc};
 
 const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
@@ -147,23 +147,91 @@ fn read(text: &str) -> Baggage {
     baggage
 }
 
-/// Something that is being done: a span that has begun, and ends when the last clone of the context is dropped.
-///
-/// Its attributes are asked for only if somebody records them.
-pub(crate) fn begin(
-    name: impl Into<Cow<'static, str>>,
-    kind: SpanKind,
-    parent: &Context,
-    attributes: impl FnOnce() -> Vec<KeyValue>,
-) -> Context {
-    let scope = InstrumentationScope::builder("saga").with_version(env!("CARGO_PKG_VERSION")).build();
-    let tracer = global::tracer_with_scope(scope);
-    let span = tracer.span_builder(name).with_kind(kind).start_with_context(&tracer, parent);
-    let context = parent.with_span(span);
-    if context.span().is_recording() {
-        context.span().set_attributes(attributes());
+/// Begins spans. It belongs to the tracer that OpenTelemetry's globals give to whoever makes it, so make one when a service starts, and keep it.
+#[derive(Clone, Debug)]
+pub struct Tracing(Arc<BoxedTracer>);
+
+impl Default for Tracing {
+    fn default() -> Self {
+        let scope = InstrumentationScope::builder("saga").with_version(env!("CARGO_PKG_VERSION")).build();
+        Self(Arc::new(global::tracer_with_scope(scope)))
     }
-    context
+}
+
+impl Tracing {
+    /// An event comes into being, as part of what is done at present: for outboxes. Its headers say so from here on, unless they belong to a trace already.
+    pub fn create(&self, topic: &str, message: &mut Message) {
+        if message.headers.contains_key(TRACEPARENT) {
+            return;
+        }
+        let context = self.message(Doing::Create, None, topic, message, &Context::current());
+        TraceContext::of(&context).write_to(&mut message.headers);
+    }
+
+    /// A message leaves whose headers say which trace it belongs to: for relays, which forward them untouched. `system` is the [transport's](crate::transport::Transport::system).
+    pub fn forward(&self, system: &'static str, topic: &str, message: &Message) -> UnderWay {
+        let parent = TraceContext::of_headers(&message.headers).context();
+        UnderWay(self.message(Doing::Send, Some(system), topic, message, &parent))
+    }
+
+    /// A message leaves, as part of `parent`. Its headers say so from here on.
+    pub(crate) fn send(&self, system: &'static str, topic: &str, message: &mut Message, parent: &Context) -> UnderWay {
+        let context = self.message(Doing::Send, Some(system), topic, message, parent);
+        TraceContext::of(&context).write_to(&mut message.headers);
+        UnderWay(context)
+    }
+
+    /// A message is dealt with.
+    pub(crate) fn process(&self, system: &'static str, topic: &str, message: &Message) -> Context {
+        let parent = TraceContext::of_headers(&message.headers).context();
+        let context = self.message(Doing::Process, Some(system), topic, message, &parent);
+        if parent.has_active_span() {
+            context.span().add_link(parent.span().span_context().clone(), vec![]);
+        }
+        context
+    }
+
+    /// Something is done: a span that ends when the last clone of the context is dropped. Its attributes are asked for only if somebody records them.
+    pub(crate) fn begin(
+        &self,
+        name: String,
+        kind: SpanKind,
+        parent: &Context,
+        attributes: impl FnOnce() -> Vec<KeyValue>,
+    ) -> Context {
+        let span = self.0.span_builder(name).with_kind(kind).start_with_context(&*self.0, parent);
+        let context = parent.with_span(span);
+        if context.span().is_recording() {
+            context.span().set_attributes(attributes());
+        }
+        context
+    }
+
+    fn message(
+        &self,
+        doing: Doing,
+        system: Option<&'static str>,
+        topic: &str,
+        message: &Message,
+        parent: &Context,
+    ) -> Context {
+        let kind = if doing == Doing::Process { SpanKind::Consumer } else { SpanKind::Producer };
+        self.begin(format!("{} {topic}", doing.name()), kind, parent, || {
+            let mut attributes = vec![
+                KeyValue::new("messaging.operation.name", doing.name()),
+                KeyValue::new("messaging.operation.type", doing.name()),
+                KeyValue::new("messaging.destination.name", topic.to_owned()),
+                KeyValue::new("messaging.message.id", message.id.clone()),
+                KeyValue::new("messaging.message.body.size", i64::try_from(message.data.len()).unwrap_or(i64::MAX)),
+                KeyValue::new("cloudevents.event_type", message.kind.clone()),
+            ];
+            attributes.extend(system.map(|system| KeyValue::new("messaging.system", system)));
+            if let Some(saga) = message.extensions.get("sagaid") {
+                attributes.push(KeyValue::new("messaging.message.conversation_id", saga.clone()));
+            }
+            attributes
+        })
+    }
 }
 
 /// Says that what was done did not go well.
@@ -176,7 +244,7 @@ pub(crate) fn failed(context: &Context, error: &str) {
 
 /// What is done with a message, by the names of OpenTelemetry's conventions for messaging.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Doing {
+enum Doing {
     Create,
     Send,
     Process,
@@ -190,69 +258,17 @@ impl Doing {
             Self::Process => "process",
         }
     }
-
-    fn begin(self, system: Option<&'static str>, topic: &str, message: &Message, parent: &Context) -> Context {
-        let kind = if self == Self::Process { SpanKind::Consumer } else { SpanKind::Producer };
-        let attributes = || {
-            let mut attributes = vec![
-                KeyValue::new("messaging.operation.name", self.name()),
-                KeyValue::new("messaging.operation.type", self.name()),
-                KeyValue::new("messaging.destination.name", topic.to_owned()),
-                KeyValue::new("messaging.message.id", message.id.clone()),
-                KeyValue::new("messaging.message.body.size", i64::try_from(message.data.len()).unwrap_or(i64::MAX)),
-                KeyValue::new("cloudevents.event_type", message.kind.clone()),
-            ];
-            attributes.extend(system.map(|system| KeyValue::new("messaging.system", system)));
-            if let Some(saga) = message.extensions.get("sagaid") {
-                attributes.push(KeyValue::new("messaging.message.conversation_id", saga.clone()));
-            }
-            attributes
-        };
-        let context = begin(format!("{} {topic}", self.name()), kind, parent, attributes);
-        if self == Self::Process && parent.has_active_span() {
-            context.span().add_link(parent.span().span_context().clone(), vec![]);
-        }
-        context
-    }
-}
-
-/// An event comes into being, as part of what is done at present: for outboxes. Its headers say so from here on, unless they belong to a trace already.
-pub fn create(topic: &str, message: &mut Message) {
-    if message.headers.contains_key(TRACEPARENT) {
-        return;
-    }
-    let context = Doing::Create.begin(None, topic, message, &Context::current());
-    TraceContext::of(&context).write_to(&mut message.headers);
 }
 
 /// A message that is on its way to the broker, until this is dropped.
 #[derive(Debug)]
-pub struct Sending(Context);
+pub struct UnderWay(Context);
 
-impl Sending {
+impl UnderWay {
     /// It did not get there, or may not have.
     pub fn failed(&self, error: &dyn std::error::Error) {
         failed(&self.0, &error.to_string());
     }
-}
-
-/// A message leaves whose headers say which trace it belongs to: for relays, which forward them untouched. `system` is the [transport's](crate::transport::Transport::system).
-pub fn forward(system: &'static str, topic: &str, message: &Message) -> Sending {
-    let parent = TraceContext::of_headers(&message.headers).context();
-    Sending(Doing::Send.begin(Some(system), topic, message, &parent))
-}
-
-/// A message leaves, as part of `parent`. Its headers say so from here on.
-pub(crate) fn send(system: &'static str, topic: &str, message: &mut Message, parent: &Context) -> Sending {
-    let context = Doing::Send.begin(Some(system), topic, message, parent);
-    TraceContext::of(&context).write_to(&mut message.headers);
-    Sending(context)
-}
-
-/// A message is dealt with.
-pub(crate) fn process(system: &'static str, topic: &str, message: &Message) -> Context {
-    let parent = TraceContext::of_headers(&message.headers).context();
-    Doing::Process.begin(Some(system), topic, message, &parent)
 }
 
 #[cfg(test)]

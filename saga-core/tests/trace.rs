@@ -12,7 +12,7 @@ use saga_core::{
     CompensationCx, Cx, Encoded, Engine, MemoryStore, Out, Outcome, Retry, Saga, SagaBuilder, StepError,
     message::Message,
     participant::{Command, CommandCx, Event, EventCx, Listener, MemoryInbox, Participant},
-    trace,
+    trace::Tracing,
     transport::{LocalTransport, Outgoing, Transport},
 };
 use serde::{Deserialize, Serialize};
@@ -149,6 +149,8 @@ struct World {
 
 impl World {
     fn new(pay: bool) -> Self {
+        // Before anybody asks for a tracer.
+        recorded();
         let (sender, at_pivot) = mpsc::unbounded_channel();
         let deps = Arc::new(Deps { pay, open: Semaphore::new(0), at_pivot: sender });
         let wire = LocalTransport::new(2);
@@ -259,13 +261,14 @@ async fn an_event_is_part_of_what_it_was_created_in() {
     let listener = Listener::new("notification", MemoryInbox::default(), sender).on(shipped);
     let listener = listener.start(world.wire.clone()).await.unwrap();
     let (request, trace) = request();
+    let tracing = Tracing::default();
     let mut message = Message::event("shop", Shipped::TYPE, "k", &Encoded::of(&Shipped(1)).unwrap());
     {
         let _request = request.attach();
-        trace::create(Shipped::TOPIC, &mut message);
+        tracing.create(Shipped::TOPIC, &mut message);
     }
     // Later, in a relay that knows nothing but the row.
-    let sending = trace::forward(world.wire.system(), Shipped::TOPIC, &message);
+    let sending = tracing.forward(world.wire.system(), Shipped::TOPIC, &message);
     let published = world.wire.publish(&[Outgoing { topic: Shipped::TOPIC.into(), message }]).await;
     assert_eq!(published, [Ok(())]);
     drop(sending);

@@ -434,7 +434,7 @@ impl Drive {
         let allowed = if op == Op::Do { node.forward.timeout } else { node.compensation.timeout };
         let until = self.now() + Millis::try_from(allowed.as_millis()).unwrap_or(Millis::MAX / 2);
         let limits = self.limits(step, op, attempt);
-        let publish = messages.send(sending.topic, message);
+        let publish = messages.send(self.shared.tracing.clone(), sending.topic, message);
         let sent = Sent { op, generation, attempt };
         // A broker's refusal says that this attempt did not happen, and nothing of earlier ones.
         let first = !tries.in_doubt && tries.awaiting.is_none();
@@ -734,7 +734,7 @@ impl Limits {
 
     fn span(&self) -> Context {
         let verb = if self.op == Op::Do { "step" } else { "compensate" };
-        trace::begin(format!("saga {verb} {}", self.name), SpanKind::Internal, &self.trace, || {
+        self.shared.tracing.begin(format!("saga {verb} {}", self.name), SpanKind::Internal, &self.trace, || {
             vec![
                 KeyValue::new("saga.id", self.saga.to_string()),
                 KeyValue::new("saga.step", self.name.clone()),

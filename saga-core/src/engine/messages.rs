@@ -10,7 +10,7 @@ use crate::{
     definition::Sending,
     message::{CommandAttributes, Message, Reply},
     store::{Hint, Mail, Posted, StoreError},
-    trace,
+    trace::Tracing,
     transport::{
         Consumer, Outgoing, PublishError, Receiver, Subscription, Transport, TransportError, Unavailable, Verdict,
     },
@@ -35,9 +35,13 @@ impl Messages {
     }
 
     /// Publishes a command.
-    pub(crate) async fn send(self: Arc<Self>, topic: &'static str, message: Message) -> Result<(), PublishError> {
-        let mut message = message;
-        let sending = trace::send(self.transport.system(), topic, &mut message, &Context::current());
+    pub(crate) async fn send(
+        self: Arc<Self>,
+        tracing: Tracing,
+        topic: &'static str,
+        mut message: Message,
+    ) -> Result<(), PublishError> {
+        let sending = tracing.send(self.transport.system(), topic, &mut message, &Context::current());
         let outgoing = [Outgoing { topic: topic.into(), message }];
         let answer = self.transport.publish(&outgoing).await.pop();
         let answer = answer.unwrap_or_else(|| Err(PublishError::Unavailable("the transport gave no answer".into())));
@@ -70,7 +74,7 @@ impl Receiver for Replies {
         let mut verdicts = vec![Verdict::Done; batch.len()];
         let (mut mail, mut places) = (vec![], vec![]);
         let _processing: Vec<Context> =
-            batch.iter().map(|message| trace::process(self.system, &self.topic, message)).collect();
+            batch.iter().map(|message| self.shared.tracing.process(self.system, &self.topic, message)).collect();
         for (place, message) in batch.iter().enumerate() {
             let read = Reply::of(message).map_err(|error| error.to_string());
             let letter = read.and_then(|reply| {

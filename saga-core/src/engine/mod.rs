@@ -19,6 +19,7 @@ use crate::{
     definition::{Bound, Process},
     machine::Status,
     store::{self, DefinitionId, Hint, Mail, Record, Start, Store, StoreError},
+    trace::Tracing,
     transport::{Consumer, Transport},
 };
 use committer::Committer;
@@ -183,6 +184,7 @@ impl EngineBuilder {
             attempts: Semaphore::new(self.config.attempts),
             quarantine: Arc::new(Semaphore::new(1)),
             outcomes: Outcomes::default(),
+            tracing: Tracing::default(),
             metrics: Metrics::new(),
             messages: self.messages,
             work: Notify::new(),
@@ -232,6 +234,7 @@ pub(crate) struct Shared {
     /// Room for one saga that may be what kills its workers.
     quarantine: Arc<Semaphore>,
     outcomes: Outcomes,
+    tracing: Tracing,
     metrics: Metrics,
     /// How commands are sent; `None` when no saga sends any.
     messages: Option<Arc<Messages>>,

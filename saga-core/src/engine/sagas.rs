@@ -4,7 +4,7 @@ use crate::{
     definition::{Graph, StepIndex},
     machine::{Cause, Course, Event, State, Status, Step},
     store::{Hint, Mail, Posted, Start, Started as Answer, StoreError},
-    trace::{self, TraceContext},
+    trace::TraceContext,
     transport::TransportError,
 };
 use opentelemetry::{Context, KeyValue, trace::SpanKind};
@@ -234,7 +234,7 @@ impl<S: Saga> Sagas<S> {
         input.decode::<S::Input>()?;
         let saga = SagaId::generate();
         let name = format!("saga start {}", S::NAME);
-        let anchor = trace::begin(name, SpanKind::Internal, &Context::current(), || {
+        let anchor = self.shared.tracing.begin(name, SpanKind::Internal, &Context::current(), || {
             vec![
                 KeyValue::new("saga.id", saga.to_string()),
                 KeyValue::new("saga.name", S::NAME),

@@ -3,7 +3,7 @@ use crate::{
     Encoded, SagaId, StepError,
     error::{panic_message, shortened},
     message::{Answer, CommandAttributes, CommandId, Message, Op},
-    trace::{self, Sending},
+    trace::{Tracing, UnderWay},
     transport::{
         Consumer, Outgoing, PublishError, Receiver, Subscription, Transport, TransportError, Unavailable, Verdict,
     },
@@ -228,7 +228,7 @@ impl<I: Inbox, D: Send + Sync + 'static> Participant<I, D> {
             topics: self.topics.iter().map(ToString::to_string).collect(),
             batch: self.batch,
         };
-        let receiver = Arc::new(Host { participant: self, transport: transport.clone() });
+        let receiver = Arc::new(Host { participant: self, transport: transport.clone(), tracing: Tracing::default() });
         Ok(Participating { consumer: transport.subscribe(subscription, receiver).await? })
     }
 }
@@ -248,6 +248,7 @@ impl Participating {
 struct Host<I: Inbox, D> {
     participant: Participant<I, D>,
     transport: Arc<dyn Transport>,
+    tracing: Tracing,
 }
 
 /// A command on its way through the host.
@@ -277,7 +278,7 @@ impl<I: Inbox, D: Send + Sync + 'static> Receiver for Host<I, D> {
         }
         let answers = self.participant.inbox.handle(&jobs).await?;
         let answered = received.iter().zip(&jobs).zip(&answers);
-        let (replies, sendings): (Vec<Outgoing>, Vec<Sending>) =
+        let (replies, sendings): (Vec<Outgoing>, Vec<UnderWay>) =
             answered.map(|((received, job), answer)| self.reply(received, &job.context(), answer)).unzip();
         // Not before they are out does a command count as dealt with: after a crash it comes again, and is answered from the inbox.
         let published = self.transport.publish(&replies).await;
@@ -336,15 +337,15 @@ impl<I: Inbox, D: Send + Sync + 'static> Host<I, D> {
             })
         });
         match self.participant.handlers.get(origin.kind.as_str()) {
-            Some(Handling { topic, .. }) => job.of(self.transport.system(), topic, origin),
+            Some(Handling { topic, .. }) => job.of(&self.tracing, self.transport.system(), topic, origin),
             None => job,
         }
     }
 
-    fn reply(&self, received: &Received<'_>, parent: &Context, answer: &Answer) -> (Outgoing, Sending) {
+    fn reply(&self, received: &Received<'_>, parent: &Context, answer: &Answer) -> (Outgoing, UnderWay) {
         let topic = received.attributes.reply_to.clone();
         let mut message = received.attributes.reply(&self.participant.name, received.message, answer);
-        let sending = trace::send(self.transport.system(), &topic, &mut message, parent);
+        let sending = self.tracing.send(self.transport.system(), &topic, &mut message, parent);
         (Outgoing { topic, message }, sending)
     }
 }

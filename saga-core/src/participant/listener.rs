@@ -2,6 +2,7 @@ use super::{Event, Inbox, Job, Participating};
 use crate::{
     Encoded, SagaId, StepError,
     message::{Answer, CommandId, Message, Op},
+    trace::Tracing,
     transport::{Receiver, Subscription, Transport, TransportError, Unavailable, Verdict},
 };
 use async_trait::async_trait;
@@ -149,7 +150,7 @@ impl<I: Inbox, D: Send + Sync + 'static> Listener<I, D> {
     pub async fn start(self, transport: Arc<dyn Transport>) -> Result<Participating, TransportError> {
         let topics = self.topics.iter().map(ToString::to_string).collect();
         let subscription = Subscription { group: self.name.clone(), topics, batch: 50 };
-        let listening = Listening { listener: self, system: transport.system() };
+        let listening = Listening { listener: self, system: transport.system(), tracing: Tracing::default() };
         Ok(Participating { consumer: transport.subscribe(subscription, Arc::new(listening)).await? })
     }
 }
@@ -157,6 +158,7 @@ impl<I: Inbox, D: Send + Sync + 'static> Listener<I, D> {
 struct Listening<I: Inbox, D> {
     listener: Listener<I, D>,
     system: &'static str,
+    tracing: Tracing,
 }
 
 impl<I: Inbox, D: Send + Sync + 'static> Listening<I, D> {
@@ -169,7 +171,7 @@ impl<I: Inbox, D: Send + Sync + 'static> Listening<I, D> {
         let job = Job::new(id, Op::Do, self.listener.allowed, move |tx, _| {
             handler(EventCx { deps: deps.clone(), message: event.clone() }, tx, event.clone())
         });
-        Some(job.of(self.system, topic, origin))
+        Some(job.of(&self.tracing, self.system, topic, origin))
     }
 
     /// Handles events that are all of different keys, so that none of them has to wait for another.

@@ -74,7 +74,7 @@ use crate::{
     Encoded, Payload, StepError,
     error::{panic_message, shortened},
     message::{Answer, CommandId, Message, Op},
-    trace::{self, TraceContext},
+    trace::{self, TraceContext, Tracing},
     transport::Unavailable,
 };
 use async_trait::async_trait;
@@ -147,6 +147,7 @@ pub struct Job<Tx> {
 
 /// The message that a job came with.
 struct Origin {
+    tracing: Tracing,
     system: &'static str,
     topic: &'static str,
     message: Arc<Message>,
@@ -177,8 +178,14 @@ impl<Tx: Send + 'static> Job<Tx> {
     }
 
     /// The same, as part of the trace of a message.
-    pub(crate) fn of(mut self, system: &'static str, topic: &'static str, message: Arc<Message>) -> Self {
-        self.origin = Some(Origin { system, topic, message, done: Mutex::default() });
+    pub(crate) fn of(
+        mut self,
+        tracing: &Tracing,
+        system: &'static str,
+        topic: &'static str,
+        message: Arc<Message>,
+    ) -> Self {
+        self.origin = Some(Origin { tracing: tracing.clone(), system, topic, message, done: Mutex::default() });
         self
     }
 
@@ -196,10 +203,10 @@ impl<Tx: Send + 'static> Job<Tx> {
 
     /// Does the work; `kept` is the reply that was kept when the command was done, for an undo.
     pub async fn work(&self, tx: &mut Tx, kept: Option<Encoded>) -> Worked {
-        let Some(Origin { system, topic, message, done }) = &self.origin else {
+        let Some(Origin { tracing, system, topic, message, done }) = &self.origin else {
             return self.attempt(tx, kept).await;
         };
-        let context = trace::process(system, topic, message);
+        let context = tracing.process(system, topic, message);
         let worked = self.attempt(tx, kept).with_context(context.clone()).await;
         match &worked {
             Worked::Returned(Ok(_)) => {}

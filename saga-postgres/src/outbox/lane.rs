@@ -9,7 +9,7 @@ use super::{
 };
 use futures::FutureExt;
 use saga_core::{
-    trace::{self, Sending},
+    trace::UnderWay,
     transport::{Outgoing, PublishError, Transport},
 };
 use sqlx::{Connection, PgConnection, Postgres, Transaction};
@@ -161,8 +161,10 @@ impl Lane {
             return vec![];
         }
         let system = self.transport.system();
-        let sendings: Vec<Sending> =
-            messages.iter().map(|Outgoing { topic, message }| trace::forward(system, topic, message)).collect();
+        let sendings: Vec<UnderWay> = messages
+            .iter()
+            .map(|Outgoing { topic, message }| self.outbox.inner.tracing.forward(system, topic, message))
+            .collect();
         let mut publishing = pin!(AssertUnwindSafe(self.transport.publish(messages)).catch_unwind());
         let mut connected = true;
         let answers = loop {

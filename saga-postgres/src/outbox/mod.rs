@@ -106,7 +106,7 @@ pub use relay::{Relay, RelayOptions};
 use crate::{SetupError, migrations};
 use numbers::Counters;
 use queries::OutboxQueries;
-use saga_core::{Encoded, message::Message, participant::Event, trace, transport::Transport};
+use saga_core::{Encoded, message::Message, participant::Event, trace::Tracing, transport::Transport};
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -172,6 +172,7 @@ struct Inner {
     schema: String,
     max_message_bytes: usize,
     queries: OutboxQueries,
+    tracing: Tracing,
     /// Marked when something was committed.
     committed: watch::Sender<()>,
 }
@@ -196,7 +197,8 @@ impl PgOutbox {
     fn of(options: PgOutboxOptions) -> Self {
         let queries = OutboxQueries::new(&options.schema, options.edit);
         let PgOutboxOptions { pool, source, schema, max_message_bytes, .. } = options;
-        let inner = Inner { pool, source, schema, max_message_bytes, queries, committed: watch::Sender::new(()) };
+        let (tracing, committed) = (Tracing::default(), watch::Sender::new(()));
+        let inner = Inner { pool, source, schema, max_message_bytes, queries, tracing, committed };
         Self { inner: Arc::new(inner) }
     }
 
@@ -238,7 +240,7 @@ impl PgOutbox {
         message: &Message,
     ) -> Result<(), OutboxError> {
         let mut message = message.clone();
-        trace::create(topic, &mut message);
+        self.inner.tracing.create(topic, &mut message);
         let limit = self.inner.max_message_bytes;
         let bytes = row::bytes(&message);
         if bytes > limit {
