@@ -8,6 +8,8 @@ mod broker;
 mod client;
 mod databases;
 mod delivery;
+mod gateway;
+mod identity;
 mod inventory;
 mod notification;
 mod opening;
@@ -80,6 +82,8 @@ enum Service {
     Payment(service::Place),
     Delivery(service::Place),
     Notification(service::Place),
+    /// The one door for clients; it has no database.
+    Gateway(gateway::Settings),
 }
 
 #[tokio::main]
@@ -108,5 +112,6 @@ async fn run(command: Command) -> Result<()> {
         Command::Service(Service::Payment(place)) => payment::serve(&place).await,
         Command::Service(Service::Delivery(place)) => delivery::serve(&place).await,
         Command::Service(Service::Notification(place)) => notification::serve(&place).await,
+        Command::Service(Service::Gateway(settings)) => gateway::serve(settings).await,
     }
 }

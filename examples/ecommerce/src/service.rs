@@ -38,16 +38,17 @@ pub struct Place {
 pub async fn serve(router: Router, place: &Place) -> Result<()> {
     let listener = TcpListener::bind(place.listen).await?;
     println!("http://{}", listener.local_addr()?);
-    let parent = place.until_stdin_closes.then(stdin_closed);
-    axum::serve(listener, router)
-        .with_graceful_shutdown(async {
-            tokio::select! {
-                () = told_to_stop() => {}
-                Ok(()) = async { parent.ok_or(())?.await.map_err(|_| ()) } => {}
-            }
-        })
-        .await?;
+    axum::serve(listener, router).with_graceful_shutdown(told_to_stop_or_orphaned(place.until_stdin_closes)).await?;
     Ok(())
+}
+
+/// Returns when a service has to stop.
+pub async fn told_to_stop_or_orphaned(until_stdin_closes: bool) {
+    let parent = until_stdin_closes.then(stdin_closed);
+    tokio::select! {
+        () = told_to_stop() => {}
+        Ok(()) = async { parent.ok_or(())?.await.map_err(|_| ()) } => {}
+    }
 }
 
 pub async fn told_to_stop() {

@@ -1,0 +1,116 @@
+//! The gateway: the one door of the shop. It knows who asks ([`tokens`]), what they may ask for ([`access`]) and how much of it ([`limits`]); what it lets through it hands to
+//! the service that answers ([`proxy`]). What it refuses reaches no service.
+
+mod access;
+mod keys;
+mod limits;
+mod listen;
+mod local;
+mod proxy;
+mod tokens;
+
+pub use local::LocalKey;
+
+use crate::{Result, service::Problem};
+use access::Wanted;
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use limits::{Limiter, Limits};
+use listen::Peer;
+use proxy::{Proxy, Services};
+use std::{net::SocketAddr, sync::Arc};
+use tokens::{Tokens, Trust};
+use tokio::net::TcpListener;
+
+/// The service's name.
+pub const NAME: &str = "gateway";
+
+#[derive(Debug, clap::Args)]
+pub struct Settings {
+    /// Port 0 is any free one; the first line on stdout says which.
+    #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    #[command(flatten)]
+    services: Services,
+    #[command(flatten)]
+    trust: Trust,
+    #[command(flatten)]
+    limits: Limits,
+    /// Stop when stdin is closed: so ends a service whose parent was killed.
+    #[arg(long, hide = true)]
+    until_stdin_closes: bool,
+}
+
+struct Gateway {
+    tokens: Tokens,
+    limiter: Limiter,
+    proxy: Proxy,
+    limits: Limits,
+}
+
+pub async fn serve(settings: Settings) -> Result<()> {
+    let Settings { listen, services, trust, limits, until_stdin_closes } = settings;
+    let listener = TcpListener::bind(listen).await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    let tokens = Tokens::start(trust, &url).await?;
+    let limiter = Limiter::start(&limits);
+    let proxy = Proxy::new(services, limits.patience)?;
+    let gateway = Arc::new(Gateway { tokens, limiter, proxy, limits });
+    let router = Router::new().route("/.well-known/jwks.json", get(jwks)).fallback(pass).with_state(gateway.clone());
+    println!("{url}");
+    listen::serve(listener, router, &gateway.limits, until_stdin_closes).await;
+    Ok(())
+}
+
+/// All that happens to a request.
+async fn pass(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Response, Refusal> {
+    let caller = gateway.tokens.caller(request.headers()).await;
+    gateway.limiter.admit(caller.as_ref().ok(), request.extensions().get::<Peer>())?;
+    let caller = caller?;
+    let wanted = Wanted::of(request.method(), request.uri())?;
+    wanted.granted_to(&caller)?;
+    let (method, headers) = (request.method().clone(), request.headers().clone());
+    let body = gateway.limits.read(request).await?;
+    Ok(gateway.proxy.forward(&wanted, &caller, method, &headers, body).await?)
+}
+
+/// The keys with which tokens for this shop are signed.
+async fn jwks(State(gateway): State<Arc<Gateway>>) -> Response {
+    ([(header::CONTENT_TYPE, "application/jwk-set+json")], gateway.tokens.jwks()).into_response()
+}
+
+/// A no, with what a client needs to do better.
+#[derive(Debug)]
+struct Refusal {
+    problem: Problem,
+    header: Option<(HeaderName, HeaderValue)>,
+}
+
+impl Refusal {
+    fn new(status: StatusCode, detail: &str) -> Self {
+        Problem::new(status, detail).into()
+    }
+
+    fn with(self, name: HeaderName, value: HeaderValue) -> Self {
+        Self { header: Some((name, value)), ..self }
+    }
+}
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self { problem, header: None }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut response = self.problem.into_response();
+        response.headers_mut().extend(self.header);
+        response
+    }
+}
