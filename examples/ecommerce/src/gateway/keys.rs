@@ -10,10 +10,10 @@ use jsonwebtoken::{
 };
 use reqwest::Client;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     collections::HashMap,
-    sync::{Arc, RwLock},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
     time::Duration,
 };
 use tokio::{sync::Mutex, time::Instant};
@@ -61,8 +61,7 @@ impl Keys {
 
     /// Starts also if nobody answers there yet.
     pub async fn at(url: String, pause: Duration) -> Result<Self> {
-        let url_is_plain = !url.starts_with("https:");
-        if !url_is_plain && !cfg!(feature = "https") {
+        if url.starts_with("https:") && !cfg!(feature = "https") {
             return Err("--jwks-url begins with https: build with --features https".into());
         }
         let http = Client::builder().timeout(PATIENCE).build()?;
@@ -99,14 +98,22 @@ impl Keys {
         }
     }
 
+    /// Whether there are any.
+    pub fn any(&self) -> bool {
+        !self.known().is_empty()
+    }
+
     /// All of them, for everybody.
     pub fn jwks(&self) -> String {
-        let keys = self.known.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        serde_json::json!({ "keys": keys.values().map(|key| &key.public).collect::<Vec<_>>() }).to_string()
+        json!({ "keys": self.known().values().map(|key| &key.public).collect::<Vec<_>>() }).to_string()
     }
 
     fn find(&self, id: &str) -> Option<Key> {
-        self.known.read().unwrap_or_else(|poisoned| poisoned.into_inner()).get(id).cloned()
+        self.known().get(id).cloned()
+    }
+
+    fn known(&self) -> RwLockReadGuard<'_, HashMap<String, Key>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn fetch(&self) {
@@ -121,7 +128,7 @@ impl Keys {
         let now = Instant::now();
         match answer {
             Ok(set) => {
-                *self.known.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = usable(set);
+                *self.known.write().unwrap_or_else(PoisonError::into_inner) = usable(set);
                 (now, true)
             }
             Err(error) => {

@@ -6,6 +6,7 @@ mod keys;
 mod limits;
 mod listen;
 mod local;
+mod page;
 mod proxy;
 mod tokens;
 
@@ -14,15 +15,16 @@ pub use local::LocalKey;
 use crate::{Result, service::Problem};
 use access::Wanted;
 use axum::{
-    Router,
+    Json, Router,
     extract::{Request, State},
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{any, get},
 };
 use limits::{Limiter, Limits};
 use listen::Peer;
 use proxy::{Proxy, Services};
+use serde_json::{Value, json};
 use std::{net::SocketAddr, sync::Arc};
 use tokens::{Tokens, Trust};
 use tokio::net::TcpListener;
@@ -61,10 +63,23 @@ pub async fn serve(settings: Settings) -> Result<()> {
     let limiter = Limiter::start(&limits);
     let proxy = Proxy::new(services, limits.patience)?;
     let gateway = Arc::new(Gateway { tokens, limiter, proxy, limits });
-    let router = Router::new().route("/.well-known/jwks.json", get(jwks)).fallback(pass).with_state(gateway.clone());
+    let router = router().with_state(gateway.clone());
     println!("{url}");
     listen::serve(listener, router, &gateway.limits, until_stdin_closes).await;
     Ok(())
+}
+
+/// The addresses are named for those who count and trace; what may be asked for there says [`access`].
+fn router() -> Router<Arc<Gateway>> {
+    let api = access::ADDRESSES.iter().fold(Router::new(), |api, address| api.route(address, any(pass)));
+    page::routes()
+        .merge(api.clone())
+        .nest("/api/v1", api)
+        .route("/.well-known/jwks.json", get(jwks))
+        .route("/health/live", get(async || Json(json!({ "status": "up" }))))
+        .route("/health/ready", get(ready))
+        .method_not_allowed_fallback(pass)
+        .fallback(pass)
 }
 
 /// All that happens to a request.
@@ -77,6 +92,14 @@ async fn pass(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<R
     let (method, headers) = (request.method().clone(), request.headers().clone());
     let body = gateway.limits.read(request).await?;
     Ok(gateway.proxy.forward(&wanted, &caller, method, &headers, body).await?)
+}
+
+/// A gateway without keys would refuse everybody. A service that is away is no reason to send nobody: others are there.
+async fn ready(State(gateway): State<Arc<Gateway>>) -> Result<Json<Value>, Problem> {
+    match gateway.tokens.can_tell() {
+        true => Ok(Json(json!({ "status": "up" }))),
+        false => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "there are no keys yet to check tokens with")),
+    }
 }
 
 /// The keys with which tokens for this shop are signed.

@@ -109,6 +109,11 @@ impl Tokens {
         }
     }
 
+    /// Whether there is a token that it would take.
+    pub fn can_tell(&self) -> bool {
+        self.0.as_ref().is_none_or(|checks| checks.keys.any())
+    }
+
     /// What is known of the keys, in public.
     pub fn jwks(&self) -> String {
         self.0.as_ref().map_or_else(|| r#"{"keys":[]}"#.into(), |checks| checks.keys.jwks())

@@ -2,6 +2,7 @@
 
 use crate::{
     door::{Door, SERVICES, assert_problem, gateway_at},
+    issuer::{Issuer, Key},
     upstream::Upstream,
 };
 use reqwest::{Method, StatusCode};
@@ -118,4 +119,35 @@ async fn an_answer_that_stops_in_the_middle_is_not_taken_for_a_whole_one() {
     let door = Door::open_with(&["--timeout", "0.3"]).await;
     let stuck = door.get("/products/stuck").await;
     assert!(timeout(PATIENCE, stuck.bytes()).await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn the_page_is_everybodys_and_loads_nothing_from_elsewhere() {
+    let door = Door::open().await;
+    for (path, kind) in [("/", "text/html"), ("/page.js", "text/javascript"), ("/page.css", "text/css")] {
+        let answer = door.get(path).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        let header = |name: &str| answer.headers()[name].to_str().unwrap().to_owned();
+        assert!(header("content-type").starts_with(kind));
+        assert!(header("content-security-policy").starts_with("default-src 'none'; script-src 'self';"));
+        assert_eq!(header("x-content-type-options"), "nosniff");
+        let content = answer.text().await.unwrap();
+        assert!(!content.contains("http://") && !content.contains("https://"));
+        assert!(!content.contains("style=") && !content.contains(" onclick="), "the policy forbids it");
+    }
+    assert_problem(door.request(Method::POST, "/").send().await.unwrap(), StatusCode::NOT_FOUND, "").await;
+    assert!(door.upstream.heard().is_empty());
+}
+
+#[tokio::test]
+async fn a_gateway_is_ready_when_it_can_tell_good_tokens() {
+    let key = Key::new("key");
+    let issuer = Issuer::with(&[&key]).await;
+    issuer.fails();
+    let door = Door::open_trusting(key, &["--jwks-url", &issuer.url, "--jwks-pause", "0"]).await;
+    assert_eq!(door.get("/health/live").await.status(), StatusCode::OK);
+    assert_problem(door.get("/health/ready").await, StatusCode::SERVICE_UNAVAILABLE, "no keys yet").await;
+    issuer.has(&[&door.key]);
+    assert_eq!(door.order_with(&door.buyer()).await.status(), StatusCode::OK);
+    assert_eq!(door.get("/health/ready").await.status(), StatusCode::OK);
 }
