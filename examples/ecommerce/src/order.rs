@@ -77,7 +77,7 @@ impl Way {
 }
 
 /// Where the other services are.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Others {
     #[arg(long, env = "USER_URL", default_value = "http://127.0.0.1:8081")]
     pub user: String,

@@ -46,11 +46,11 @@ pub async fn serve(way: Way, ports: Ports, processes: bool) -> Result<()> {
 }
 
 async fn in_one_process(postgres: &mut Databases, broker: &Broker, way: Way, ports: Ports) -> Result<()> {
-    let stop = CancellationToken::new();
-    let mut open = async |name: &str, offset| {
+    let (stop, mut opened) = (CancellationToken::new(), vec![]);
+    let mut open = async |name: &'static str, offset| {
         let database = postgres.of(name).await?;
         let site = Site::at(ports.of(offset), database, stop.clone()).await?;
-        told(name, &site.url()?, std::process::id(), &site.database);
+        opened.push((name, site.url()?, site.database.clone()));
         Ok::<_, crate::Error>(site)
     };
     let user = open(user::NAME, user::OFFSET).await?;
@@ -67,7 +67,7 @@ async fn in_one_process(postgres: &mut Databases, broker: &Broker, way: Way, por
         delivery: delivery.url()?,
         product: product.url()?,
     };
-    invite(&order.url()?, &inventory.url()?);
+    let order_url = order.url()?;
 
     let kafka = broker.connection();
     let mut services = JoinSet::new();
@@ -77,7 +77,15 @@ async fn in_one_process(postgres: &mut Databases, broker: &Broker, way: Way, por
     services.spawn(payment::serve(payment, kafka.transport().await?));
     services.spawn(delivery::serve(delivery, kafka.transport().await?));
     services.spawn(notification::serve(notification, kafka.transport().await?));
-    services.spawn(order::serve(order, kafka.transport().await?, others, way));
+    services.spawn(order::serve(order, kafka.transport().await?, others.clone(), way));
+    tokio::select! {
+        up = are_up(&opened) => up?,
+        Some(ended) = services.join_next() => return ended?,
+    }
+    for (name, url, database) in &opened {
+        told(name, url, std::process::id(), database);
+    }
+    invite(&order_url, &others.inventory);
     tokio::select! {
         () = told_to_stop() => {}
         Some(ended) = services.join_next() => ended??,
@@ -109,6 +117,14 @@ async fn with_a_process_each(postgres: &mut Databases, broker: &Broker, way: Way
     closing.send_replace(());
     while let Some(stopped) = kept.join_next().await {
         stopped??;
+    }
+    Ok(())
+}
+
+/// A service answers when it is ready: until then, its callers wait.
+async fn are_up(opened: &[(&str, String, String)]) -> Result<()> {
+    for (_, url, _) in opened {
+        reqwest::get(format!("{url}/health/live")).await?.error_for_status()?;
     }
     Ok(())
 }
