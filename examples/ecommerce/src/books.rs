@@ -2,7 +2,7 @@
 
 use crate::{
     Result, delivery, inventory, notification,
-    order::{self, Participants},
+    order::{self, Others},
     payment,
 };
 use serde::de::DeserializeOwned;
@@ -13,7 +13,7 @@ use tokio::time::sleep;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Prints the books side by side. An error if they differ, or if an order is not finished.
-pub async fn close(order: &str, others: &Participants, notification: &str) -> Result<()> {
+pub async fn close(order: &str, others: &Others, notification: &str) -> Result<()> {
     let (orders, told) = when_all_are_told(order, notification).await?;
     let stock: inventory::Books = read(&others.inventory).await?;
     let money: payment::Books = read(&others.payment).await?;
@@ -24,7 +24,8 @@ pub async fn close(order: &str, others: &Participants, notification: &str) -> Re
         ("money users began with = left + taken", money.opening, money.left + money.taken),
         ("money taken = totals of confirmed orders", money.taken, orders.money),
         ("deliveries = confirmed orders", parcels.deliveries, orders.confirmed),
-        ("notifications = finished orders", told.notifications, orders.confirmed + orders.cancelled),
+        ("deliveries under way = none", parcels.under_way, 0),
+        ("notifications = 3 if confirmed, 2 if cancelled", told.notifications, due(&orders)),
         ("unfinished orders = none", orders.unfinished, 0),
     ];
     println!("   {:<44}{:>16}{:>16}{:>14}", "", "one book", "the other", "difference");
@@ -38,12 +39,17 @@ pub async fn close(order: &str, others: &Participants, notification: &str) -> Re
     }
 }
 
-/// Customers are told a moment after their order has ended.
+/// A customer is told when an order was placed, and when it was cancelled, or its delivery started and was completed.
+const fn due(orders: &order::Books) -> i64 {
+    3 * orders.confirmed + 2 * orders.cancelled + orders.unfinished
+}
+
+/// Customers are told a moment after it happened, and a delivery takes a while.
 async fn when_all_are_told(order: &str, notification: &str) -> Result<(order::Books, notification::Books)> {
     let began = Instant::now();
     loop {
         let (orders, told): (order::Books, notification::Books) = (read(order).await?, read(notification).await?);
-        if told.notifications >= orders.confirmed + orders.cancelled || began.elapsed() > PATIENCE {
+        if told.notifications >= due(&orders) || began.elapsed() > PATIENCE {
             return Ok((orders, told));
         }
         sleep(Duration::from_millis(50)).await;
@@ -51,5 +57,5 @@ async fn when_all_are_told(order: &str, notification: &str) -> Result<(order::Bo
 }
 
 async fn read<T: DeserializeOwned>(service: &str) -> Result<T> {
-    Ok(reqwest::get(format!("{service}/books")).await?.error_for_status()?.json().await?)
+    Ok(reqwest::get(format!("{service}/consistency")).await?.error_for_status()?.json().await?)
 }

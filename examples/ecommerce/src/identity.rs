@@ -88,6 +88,10 @@ impl<S: Sync> FromRequestParts<S> for Caller {
 }
 
 impl Caller {
+    pub const fn is_known(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Whether what belongs to this user may be shown.
     pub fn sees(&self, user: i64) -> bool {
         self.0.as_ref().is_none_or(|identity| identity.sees(&user.to_string()))

@@ -6,7 +6,7 @@
 use crate::Result;
 use jsonwebtoken::{
     Algorithm, DecodingKey,
-    jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, PublicKeyUse},
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse},
 };
 use reqwest::Client;
 use serde::Deserialize;
@@ -55,8 +55,15 @@ struct Origin {
 }
 
 impl Keys {
-    pub fn fixed(set: JwkSet) -> Self {
-        Self { known: Arc::new(RwLock::new(usable(set.keys))), origin: None }
+    pub fn fixed(jwks: &str) -> Result<Self> {
+        let set: AnySet =
+            serde_json::from_str(jwks).map_err(|error| format!("--jwks is no key set (RFC 7517): {error}"))?;
+        match usable(set) {
+            known if known.is_empty() => {
+                Err("--jwks has no public key with a name (kid) that is for signatures".into())
+            }
+            known => Ok(Self { known: Arc::new(RwLock::new(known)), origin: None }),
+        }
     }
 
     /// Starts also if nobody answers there yet.
@@ -140,11 +147,8 @@ impl Keys {
 }
 
 impl Origin {
-    async fn set(&self) -> Result<Vec<Jwk>> {
-        let answer = self.http.get(&self.url).send().await?.error_for_status()?;
-        // One that we cannot read is no reason to do without the others.
-        let set: AnySet = answer.json().await?;
-        Ok(set.keys.into_iter().filter_map(|key| serde_json::from_value(key).ok()).collect())
+    async fn set(&self) -> Result<AnySet> {
+        Ok(self.http.get(&self.url).send().await?.error_for_status()?.json().await?)
     }
 }
 
@@ -153,8 +157,10 @@ struct AnySet {
     keys: Vec<Value>,
 }
 
-fn usable(set: Vec<Jwk>) -> HashMap<String, Key> {
-    set.into_iter().filter_map(|jwk| Some((jwk.common.key_id.clone()?, key(jwk)?))).collect()
+/// By their names. One that we cannot read is no reason to do without the others.
+fn usable(set: AnySet) -> HashMap<String, Key> {
+    let keys = set.keys.into_iter().filter_map(|key| serde_json::from_value::<Jwk>(key).ok());
+    keys.filter_map(|jwk| Some((jwk.common.key_id.clone()?, key(jwk)?))).collect()
 }
 
 /// Only public keys for signatures. A shared secret is none, wherever it comes from.

@@ -18,29 +18,42 @@ use tokio::time::timeout;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Limits {
     /// Bytes of a request's body.
-    #[arg(long, env = "BODY_LIMIT", default_value_t = 64 * 1024)]
+    #[arg(long, env = "GATEWAY_BODY_LIMIT", default_value_t = 64 * 1024)]
     pub body_limit: usize,
     /// Seconds for a request's body to come.
-    #[arg(long, env = "BODY_TIMEOUT", default_value = "10", value_parser = seconds)]
+    #[arg(long, env = "GATEWAY_BODY_TIMEOUT", default_value = "10", value_parser = seconds)]
     pub body_timeout: Duration,
     /// Seconds for a request's head to come; also how long a connection may be idle.
-    #[arg(long, env = "HEADER_TIMEOUT", default_value = "10", value_parser = seconds)]
+    #[arg(long, env = "GATEWAY_HEADER_TIMEOUT", default_value = "10", value_parser = seconds)]
     pub header_timeout: Duration,
     /// Seconds for a service to answer, and for the next part of its answer.
-    #[arg(long = "timeout", env = "TIMEOUT", default_value = "30", value_parser = seconds)]
+    #[arg(long = "timeout", env = "GATEWAY_TIMEOUT", default_value = "30", value_parser = seconds)]
     pub patience: Duration,
     /// Requests a second for each user; without a token, for each address. 0 is for no limit.
-    #[arg(long, env = "RATE", default_value_t = 50)]
+    #[arg(long, env = "GATEWAY_RATE", default_value_t = 50)]
     pub rate: u32,
     /// Requests that a user may save up.
-    #[arg(long, env = "BURST", default_value = "100")]
+    #[arg(long, env = "GATEWAY_BURST", default_value = "100")]
     pub burst: NonZeroU32,
     /// Connections at once; more have to wait.
-    #[arg(long, env = "CONNECTIONS", default_value_t = 10_000)]
+    #[arg(long, env = "GATEWAY_CONNECTIONS", default_value_t = 10_000)]
     pub connections: usize,
 }
 
 impl Limits {
+    pub fn arguments(&self) -> Vec<String> {
+        let Self { body_limit, body_timeout, header_timeout, patience, rate, burst, connections } = self;
+        vec![
+            format!("--body-limit={body_limit}"),
+            format!("--body-timeout={}", body_timeout.as_secs_f64()),
+            format!("--header-timeout={}", header_timeout.as_secs_f64()),
+            format!("--timeout={}", patience.as_secs_f64()),
+            format!("--rate={rate}"),
+            format!("--burst={burst}"),
+            format!("--connections={connections}"),
+        ]
+    }
+
     /// The whole body, before any service hears of the request: what is too long or too slow costs nobody else anything.
     pub async fn read(&self, mut request: Request) -> Result<Bytes, Refusal> {
         let too_large = || Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, &format!("at most {} bytes", self.body_limit));

@@ -1,7 +1,7 @@
 //! Listening, with clients that may be slow: the head of a request has to come in time, and who is refused before their request has come to its end hears why.
 
 use super::limits::Limits;
-use crate::service::{self, GRACE};
+use crate::service::{Door, GRACE};
 use axum::{Router, body::Body, http::Request};
 use hyper::{body::Incoming, server::conn::http1, service::Service, service::service_fn};
 use hyper_util::{
@@ -9,15 +9,10 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use serde_json::json;
-use std::{
-    net::SocketAddr,
-    pin::{Pin, pin},
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     sync::Semaphore,
     time::{sleep, timeout},
 };
@@ -31,17 +26,17 @@ pub struct Peer(pub SocketAddr);
 /// How long the rest of a request is read that was answered before its end. A connection that is closed over unread bytes takes the answer with it.
 const LINGER: Duration = Duration::from_secs(2);
 /// Serves until told to stop; requests under way have a little time to end.
-pub async fn serve(listener: TcpListener, router: Router, limits: &Limits, until_stdin_closes: bool) {
-    let (closing, connections) = (CancellationToken::new(), TaskTracker::new());
+pub async fn serve(door: Door, router: Router, limits: &Limits) {
+    let Door { listener, stop: closing, .. } = door;
+    let connections = TaskTracker::new();
     let free = Arc::new(Semaphore::new(limits.connections));
-    let mut told_to_stop = pin!(service::told_to_stop_or_orphaned(until_stdin_closes));
     loop {
         let accepted = async {
             let place = free.clone().acquire_owned().await;
             (place, listener.accept().await)
         };
         let (place, accepted) = tokio::select! {
-            () = &mut told_to_stop => break,
+            () = closing.cancelled() => break,
             accepted = accepted => accepted,
         };
         match accepted {
@@ -60,7 +55,6 @@ pub async fn serve(listener: TcpListener, router: Router, limits: &Limits, until
         }
     }
     drop(listener);
-    closing.cancel();
     connections.close();
     // Streams of events have no end of their own.
     let _ = timeout(GRACE, connections.wait()).await;

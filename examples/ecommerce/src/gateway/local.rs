@@ -38,13 +38,9 @@ impl LocalKey {
         Ok(Self { key, public })
     }
 
-    pub fn public(&self) -> Jwk {
-        self.public.clone()
-    }
-
-    /// What a gateway is told, so that it trusts this key.
-    pub fn argument(&self) -> Result<String> {
-        Ok(format!("--jwks={}", serde_json::to_string(&JwkSet { keys: vec![self.public()] })?))
+    /// What others need to check its tokens, as a key set.
+    pub fn jwks(&self) -> Result<String> {
+        Ok(serde_json::to_string(&JwkSet { keys: vec![self.public.clone()] })?)
     }
 
     pub fn token(&self, user: &str, role: Role) -> Result<String> {

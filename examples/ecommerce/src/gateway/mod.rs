@@ -11,8 +11,9 @@ mod proxy;
 mod tokens;
 
 pub use local::LocalKey;
+pub use proxy::Services;
 
-use crate::{Result, service::Problem};
+use crate::{Result, problem::Problem, service::Door};
 use access::Wanted;
 use axum::{
     Json, Router,
@@ -23,29 +24,39 @@ use axum::{
 };
 use limits::{Limiter, Limits};
 use listen::Peer;
-use proxy::{Proxy, Services};
+use proxy::Proxy;
 use serde_json::{Value, json};
-use std::{net::SocketAddr, sync::Arc};
+use std::sync::Arc;
 use tokens::{Tokens, Trust};
-use tokio::net::TcpListener;
 
 /// The service's name.
 pub const NAME: &str = "gateway";
+/// Of its port.
+pub const OFFSET: u16 = 0;
 
-#[derive(Debug, clap::Args)]
-pub struct Settings {
-    /// Port 0 is any free one; the first line on stdout says which.
-    #[arg(long, env = "LISTEN", default_value = "127.0.0.1:8080")]
-    listen: SocketAddr,
-    #[command(flatten)]
-    services: Services,
+/// Whom it trusts, and how much it lets through.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Rules {
     #[command(flatten)]
     trust: Trust,
     #[command(flatten)]
     limits: Limits,
-    /// Stop when stdin is closed: so ends a service whose parent was killed.
-    #[arg(long, hide = true)]
-    until_stdin_closes: bool,
+}
+
+impl Rules {
+    /// For a shop: a key of its own, unless others are to be trusted.
+    pub fn or_local_key(mut self) -> Result<(Self, Option<LocalKey>)> {
+        let key = self.trust.is_local().then(LocalKey::new).transpose()?;
+        if let Some(key) = &key {
+            self.trust.jwks = Some(key.jwks()?);
+        }
+        Ok((self, key))
+    }
+
+    /// What a gateway is told that is a process of its own.
+    pub fn arguments(&self) -> Vec<String> {
+        self.trust.arguments().into_iter().chain(self.limits.arguments()).collect()
+    }
 }
 
 struct Gateway {
@@ -55,17 +66,18 @@ struct Gateway {
     limits: Limits,
 }
 
-pub async fn serve(settings: Settings) -> Result<()> {
-    let Settings { listen, services, trust, limits, until_stdin_closes } = settings;
-    let listener = TcpListener::bind(listen).await?;
-    let url = format!("http://{}", listener.local_addr()?);
+pub async fn serve(door: Door, services: Services, rules: Rules) -> Result<()> {
+    let url = door.url()?;
+    let Rules { trust, limits } = rules;
     let tokens = Tokens::start(trust, &url).await?;
     let limiter = Limiter::start(&limits);
     let proxy = Proxy::new(services, limits.patience)?;
     let gateway = Arc::new(Gateway { tokens, limiter, proxy, limits });
     let router = router().with_state(gateway.clone());
-    println!("{url}");
-    listen::serve(listener, router, &gateway.limits, until_stdin_closes).await;
+    if door.announced {
+        println!("{url}");
+    }
+    listen::serve(door, router, &gateway.limits).await;
     Ok(())
 }
 
@@ -133,7 +145,9 @@ impl From<Problem> for Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let mut response = self.problem.into_response();
-        response.headers_mut().extend(self.header);
+        if let Some((name, value)) = self.header {
+            response.headers_mut().insert(name, value);
+        }
         response
     }
 }

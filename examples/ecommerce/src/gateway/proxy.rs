@@ -15,19 +15,19 @@ use tokio::time::timeout;
 #[derive(Debug, clap::Args)]
 pub struct Services {
     #[arg(long, env = "USER_URL", default_value = "http://127.0.0.1:8081")]
-    user: String,
+    pub user: String,
     #[arg(long, env = "ORDER_URL", default_value = "http://127.0.0.1:8082")]
-    order: String,
+    pub order: String,
     #[arg(long, env = "INVENTORY_URL", default_value = "http://127.0.0.1:8084")]
-    inventory: String,
+    pub inventory: String,
     #[arg(long, env = "PAYMENT_URL", default_value = "http://127.0.0.1:8085")]
-    payment: String,
+    pub payment: String,
     #[arg(long, env = "DELIVERY_URL", default_value = "http://127.0.0.1:8086")]
-    delivery: String,
+    pub delivery: String,
     #[arg(long, env = "PRODUCT_URL", default_value = "http://127.0.0.1:8087")]
-    product: String,
+    pub product: String,
     #[arg(long, env = "NOTIFICATION_URL", default_value = "http://127.0.0.1:8088")]
-    notification: String,
+    pub notification: String,
 }
 
 impl Services {

@@ -11,7 +11,7 @@ use crate::{
     identity::{Identity, Role},
 };
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use jsonwebtoken::{Validation, decode, decode_header, errors::ErrorKind, jwk::JwkSet};
+use jsonwebtoken::{Validation, decode, decode_header, errors::ErrorKind};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -39,6 +39,29 @@ pub struct Trust {
     /// Seconds by which clocks may differ.
     #[arg(long, env = "TOKEN_LEEWAY", default_value = "30", value_parser = seconds)]
     pub leeway: Duration,
+}
+
+impl Trust {
+    /// Whether it is left to the shop.
+    pub const fn is_local(&self) -> bool {
+        !self.no_auth && self.jwks.is_none() && self.jwks_url.is_none()
+    }
+
+    pub fn arguments(&self) -> Vec<String> {
+        let Self { no_auth, jwks, jwks_url, jwks_pause, issuer, audience, leeway } = self;
+        let given = [
+            no_auth.then(|| "--no-auth".into()),
+            jwks.as_ref().map(|it| format!("--jwks={it}")),
+            jwks_url.as_ref().map(|it| format!("--jwks-url={it}")),
+        ];
+        let others = [
+            format!("--jwks-pause={}", jwks_pause.as_secs_f64()),
+            format!("--issuer={issuer}"),
+            format!("--audience={audience}"),
+            format!("--leeway={}", leeway.as_secs_f64()),
+        ];
+        given.into_iter().flatten().chain(others).collect()
+    }
 }
 
 pub const ISSUER: &str = "ecommerce";
@@ -85,15 +108,11 @@ impl Tokens {
         }
         let keys = match (trust.jwks_url, trust.jwks) {
             (Some(url), _) => Keys::at(url, trust.jwks_pause).await?,
-            (None, Some(jwks)) => {
-                let set =
-                    serde_json::from_str(&jwks).map_err(|error| format!("--jwks is no key set (RFC 7517): {error}"))?;
-                Keys::fixed(set)
-            }
+            (None, Some(jwks)) => Keys::fixed(&jwks)?,
             (None, None) => {
                 let key = LocalKey::new()?;
                 eprintln!("{}", key.told(url)?);
-                Keys::fixed(JwkSet { keys: vec![key.public()] })
+                Keys::fixed(&key.jwks()?)?
             }
         };
         Ok(Self(Some(Checks { keys, issuer: trust.issuer, audience: trust.audience, leeway: trust.leeway })))

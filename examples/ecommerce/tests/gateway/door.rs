@@ -85,7 +85,7 @@ pub async fn gateway(upstream: &str, flags: &[&str]) -> (Child, String, Lines<Bu
 /// The same, with the services in the flags.
 pub async fn gateway_at(flags: &[&str]) -> (Child, String, Lines<BufReader<ChildStderr>>) {
     let mut process = Command::new(env!("CARGO_BIN_EXE_ecommerce"))
-        .args(["service", "gateway", "--listen", "127.0.0.1:0"])
+        .args(["serve", "gateway", "--listen", "127.0.0.1:0"])
         .args(flags)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

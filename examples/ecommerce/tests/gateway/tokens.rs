@@ -347,7 +347,7 @@ async fn no_auth_lets_everybody_in_as_nobody_and_says_so() {
 #[tokio::test]
 async fn a_key_set_that_cannot_be_read_is_said_at_the_start() {
     let process = tokio::process::Command::new(env!("CARGO_BIN_EXE_ecommerce"))
-        .args(["service", "gateway", "--listen", "127.0.0.1:0", "--jwks", "{"])
+        .args(["serve", "gateway", "--listen", "127.0.0.1:0", "--jwks", "{"])
         .output()
         .await
         .unwrap();
