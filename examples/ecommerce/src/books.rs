@@ -5,7 +5,7 @@ use crate::{
     order::{self, Others},
     payment,
 };
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
@@ -15,6 +15,36 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Prints the books side by side. An error if they differ, or if an order is not finished.
 pub async fn close(order: &str, others: &Others, notification: &str) -> Result<()> {
     let (orders, told) = when_all_are_told(order, notification).await?;
+    let lines = lines(&orders, &told, others).await?;
+    println!("   {:<44}{:>16}{:>16}{:>14}", "", "one book", "the other", "difference");
+    for Line { what, one, other } in &lines {
+        let mark = if one == other { '✓' } else { '✗' };
+        println!(" {mark} {what:<44}{one:>16}{other:>16}{:>14}", one - other);
+    }
+    match balance(&lines) {
+        true => Ok(()),
+        false => Err("the books do not balance".into()),
+    }
+}
+
+/// Two books that must agree.
+#[derive(Debug, Serialize)]
+pub struct Line {
+    what: &'static str,
+    one: i64,
+    other: i64,
+}
+
+pub fn balance(lines: &[Line]) -> bool {
+    lines.iter().all(|line| line.one == line.other)
+}
+
+/// The books as they are at this moment, in which something may be under way.
+pub async fn now(order: &str, others: &Others, notification: &str) -> Result<Vec<Line>> {
+    lines(&read(order).await?, &read(notification).await?, others).await
+}
+
+async fn lines(orders: &order::Books, told: &notification::Books, others: &Others) -> Result<Vec<Line>> {
     let stock: inventory::Books = read(&others.inventory).await?;
     let money: payment::Books = read(&others.payment).await?;
     let parcels: delivery::Books = read(&others.delivery).await?;
@@ -25,18 +55,10 @@ pub async fn close(order: &str, others: &Others, notification: &str) -> Result<(
         ("money taken = totals of confirmed orders", money.taken, orders.money),
         ("deliveries = confirmed orders", parcels.deliveries, orders.confirmed),
         ("deliveries under way = none", parcels.under_way, 0),
-        ("notifications = 3 if confirmed, 2 if cancelled", told.notifications, due(&orders)),
+        ("notifications = 3 if confirmed, 2 if cancelled", told.notifications, due(orders)),
         ("unfinished orders = none", orders.unfinished, 0),
     ];
-    println!("   {:<44}{:>16}{:>16}{:>14}", "", "one book", "the other", "difference");
-    for (what, one, other) in lines {
-        let mark = if one == other { '✓' } else { '✗' };
-        println!(" {mark} {what:<44}{one:>16}{other:>16}{:>14}", one - other);
-    }
-    match lines.iter().all(|(_, one, other)| one == other) {
-        true => Ok(()),
-        false => Err("the books do not balance".into()),
-    }
+    Ok(lines.into_iter().map(|(what, one, other)| Line { what, one, other }).collect())
 }
 
 /// A customer is told when an order was placed, and when it was cancelled, or its delivery started and was completed.

@@ -56,9 +56,9 @@ enum Command {
         #[arg(long)]
         processes: bool,
         #[command(flatten)]
-        rules: gateway::Rules,
+        rules: Box<gateway::Rules>,
         #[command(subcommand)]
-        service: Option<Service>,
+        service: Option<Box<Service>>,
     },
     /// Compares the books of an open shop; exits with 1 if they do not balance.
     Books {
@@ -139,7 +139,7 @@ async fn run(command: Command) -> Result<()> {
         Command::Tour(transport) => tour::tour(transport.way).await,
         Command::Serve { service: Some(service), .. } => service.serve().await,
         Command::Serve { transport, ports, processes, rules, service: None } => {
-            serve::serve(transport.way, ports, processes, rules).await
+            serve::serve(transport.way, ports, processes, *rules).await
         }
         Command::Books { order, others, notification } => books::close(&order, &others, &notification).await,
     }

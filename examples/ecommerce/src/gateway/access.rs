@@ -82,22 +82,33 @@ impl Wanted {
     }
 
     pub fn granted_to(&self, caller: &Caller) -> Result<(), Refusal> {
-        let identity = match (caller, &self.who) {
-            (Caller::Anybody, _) | (_, Who::Everybody) => return Ok(()),
+        self.who.granted_to(caller)
+    }
+}
+
+/// For what the gateway answers itself.
+pub fn only_operators(caller: &Caller) -> Result<(), Refusal> {
+    Who::Operators.granted_to(caller)
+}
+
+impl Who {
+    fn granted_to(&self, caller: &Caller) -> Result<(), Refusal> {
+        let identity = match (caller, self) {
+            (Caller::Anybody, _) | (_, Self::Everybody) => return Ok(()),
             (Caller::Unknown, _) => return Err(super::tokens::unauthorized("a token is needed")),
             (Caller::Known(identity), _) => identity,
         };
-        let granted = match &self.who {
-            Who::Everybody | Who::Known => identity.has(Role::Buyer) || identity.has(Role::Operator),
-            Who::Buyers => identity.has(Role::Buyer),
-            Who::User(Some(user)) => identity.sees(user),
-            Who::User(None) | Who::Operators => identity.has(Role::Operator),
+        let granted = match self {
+            Self::Everybody | Self::Known => identity.has(Role::Buyer) || identity.has(Role::Operator),
+            Self::Buyers => identity.has(Role::Buyer),
+            Self::User(Some(user)) => identity.sees(user),
+            Self::User(None) | Self::Operators => identity.has(Role::Operator),
         };
-        match (granted, &self.who) {
+        match (granted, self) {
             (true, _) => Ok(()),
-            (false, Who::Buyers) => Err(Refusal::new(StatusCode::FORBIDDEN, "only buyers order")),
-            (false, Who::User(None)) => Err(Refusal::new(StatusCode::FORBIDDEN, "say your own userId in the query")),
-            (false, Who::User(_)) => Err(Refusal::new(StatusCode::FORBIDDEN, "this is somebody else's")),
+            (false, Self::Buyers) => Err(Refusal::new(StatusCode::FORBIDDEN, "only buyers order")),
+            (false, Self::User(None)) => Err(Refusal::new(StatusCode::FORBIDDEN, "say your own userId in the query")),
+            (false, Self::User(_)) => Err(Refusal::new(StatusCode::FORBIDDEN, "this is somebody else's")),
             (false, _) => Err(Refusal::new(StatusCode::FORBIDDEN, "only operators see this")),
         }
     }

@@ -25,16 +25,15 @@ const REFRESH: Duration = Duration::from_secs(300);
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A key is for one algorithm, whatever a token says.
-#[derive(Clone)]
 pub struct Key {
-    pub decoding: Arc<DecodingKey>,
+    pub decoding: DecodingKey,
     pub algorithm: Algorithm,
     public: Jwk,
 }
 
 /// Whether there is such a key.
 pub enum Known {
-    Yes(Key),
+    Yes(Arc<Key>),
     No,
     /// It is a new one, and the address did not answer.
     CannotTell,
@@ -42,7 +41,7 @@ pub enum Known {
 
 #[derive(Clone)]
 pub struct Keys {
-    known: Arc<RwLock<HashMap<String, Key>>>,
+    known: Arc<RwLock<HashMap<String, Arc<Key>>>>,
     origin: Option<Arc<Origin>>,
 }
 
@@ -68,8 +67,11 @@ impl Keys {
 
     /// Starts also if nobody answers there yet.
     pub async fn at(url: String, pause: Duration) -> Result<Self> {
-        if url.starts_with("https:") && !cfg!(feature = "https") {
-            return Err("--jwks-url begins with https: build with --features https".into());
+        if url.starts_with("https:") {
+            return Err(
+                "--jwks-url begins with https: add the feature rustls to reqwest in Cargo.toml, and take out this line"
+                    .into(),
+            );
         }
         let http = Client::builder().timeout(PATIENCE).build()?;
         let last = Mutex::new((Instant::now(), false));
@@ -115,11 +117,11 @@ impl Keys {
         json!({ "keys": self.known().values().map(|key| &key.public).collect::<Vec<_>>() }).to_string()
     }
 
-    fn find(&self, id: &str) -> Option<Key> {
+    fn find(&self, id: &str) -> Option<Arc<Key>> {
         self.known().get(id).cloned()
     }
 
-    fn known(&self) -> RwLockReadGuard<'_, HashMap<String, Key>> {
+    fn known(&self) -> RwLockReadGuard<'_, HashMap<String, Arc<Key>>> {
         self.known.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -158,9 +160,9 @@ struct AnySet {
 }
 
 /// By their names. One that we cannot read is no reason to do without the others.
-fn usable(set: AnySet) -> HashMap<String, Key> {
+fn usable(set: AnySet) -> HashMap<String, Arc<Key>> {
     let keys = set.keys.into_iter().filter_map(|key| serde_json::from_value::<Jwk>(key).ok());
-    keys.filter_map(|jwk| Some((jwk.common.key_id.clone()?, key(jwk)?))).collect()
+    keys.filter_map(|jwk| Some((jwk.common.key_id.clone()?, Arc::new(key(jwk)?)))).collect()
 }
 
 /// Only public keys for signatures. A shared secret is none, wherever it comes from.
@@ -183,5 +185,5 @@ fn key(jwk: Jwk) -> Option<Key> {
         },
         _ => return None,
     };
-    Some(Key { decoding: Arc::new(DecodingKey::from_jwk(&jwk).ok()?), algorithm, public: jwk })
+    Some(Key { decoding: DecodingKey::from_jwk(&jwk).ok()?, algorithm, public: jwk })
 }

@@ -26,8 +26,8 @@ pub struct Limits {
     /// Seconds for a request's head to come; also how long a connection may be idle.
     #[arg(long, env = "GATEWAY_HEADER_TIMEOUT", default_value = "10", value_parser = seconds)]
     pub header_timeout: Duration,
-    /// Seconds for a service to answer, and for the next part of its answer.
-    #[arg(long = "timeout", env = "GATEWAY_TIMEOUT", default_value = "30", value_parser = seconds)]
+    /// Seconds for a service to answer, and for the next part of its answer: longer than anybody may wait for an order.
+    #[arg(long = "timeout", env = "GATEWAY_TIMEOUT", default_value = "35", value_parser = seconds)]
     pub patience: Duration,
     /// Requests a second for each user; without a token, for each address. 0 is for no limit.
     #[arg(long, env = "GATEWAY_RATE", default_value_t = 50)]

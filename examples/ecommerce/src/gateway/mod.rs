@@ -13,7 +13,7 @@ mod tokens;
 pub use local::LocalKey;
 pub use proxy::Services;
 
-use crate::{Result, problem::Problem, service::Door};
+use crate::{Result, books, problem::Problem, service::Door};
 use access::Wanted;
 use axum::{
     Json, Router,
@@ -88,6 +88,7 @@ fn router() -> Router<Arc<Gateway>> {
         .merge(api.clone())
         .nest("/api/v1", api)
         .route("/.well-known/jwks.json", get(jwks))
+        .route("/books", get(books))
         .route("/health/live", get(async || Json(json!({ "status": "up" }))))
         .route("/health/ready", get(ready))
         .method_not_allowed_fallback(pass)
@@ -103,7 +104,16 @@ async fn pass(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<R
     wanted.granted_to(&caller)?;
     let (method, headers) = (request.method().clone(), request.headers().clone());
     let body = gateway.limits.read(request).await?;
-    Ok(gateway.proxy.forward(&wanted, &caller, method, &headers, body).await?)
+    gateway.proxy.forward(&wanted, &caller, method, &headers, body).await
+}
+
+/// All books of the shop side by side, for operators.
+async fn books(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Json<Value>, Refusal> {
+    let caller = gateway.tokens.caller(request.headers()).await;
+    gateway.limiter.admit(caller.as_ref().ok(), request.extensions().get::<Peer>())?;
+    access::only_operators(&caller?)?;
+    let lines = gateway.proxy.books().await?;
+    Ok(Json(json!({ "balanced": books::balance(&lines), "lines": lines })))
 }
 
 /// A gateway without keys would refuse everybody. A service that is away is no reason to send nobody: others are there.

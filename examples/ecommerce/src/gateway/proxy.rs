@@ -1,7 +1,11 @@
 //! Handing a request to the service that answers it, and the answer back, as it comes.
 
 use super::{Refusal, access::Wanted, tokens::Caller};
-use crate::Result;
+use crate::{
+    Result,
+    books::{self, Line},
+    order::Others,
+};
 use axum::{
     body::{Body, Bytes},
     http::{HeaderMap, HeaderName, Method, StatusCode, header},
@@ -12,7 +16,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 /// Where the services are.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Services {
     #[arg(long, env = "USER_URL", default_value = "http://127.0.0.1:8081")]
     pub user: String,
@@ -112,6 +116,20 @@ impl Proxy {
         *response.status_mut() = status;
         *response.headers_mut() = headers;
         Ok(response)
+    }
+}
+
+impl Proxy {
+    /// What each service says of its books, compared.
+    pub async fn books(&self) -> Result<Vec<Line>, Refusal> {
+        let Services { user, order, inventory, payment, delivery, product, notification } = self.services.clone();
+        let others = Others { user, inventory, payment, delivery, product };
+        match timeout(self.patience, books::now(&order, &others, &notification)).await {
+            Ok(lines) => {
+                lines.map_err(|error| Refusal::new(StatusCode::BAD_GATEWAY, &format!("a book cannot be read: {error}")))
+            }
+            Err(_) => Err(Refusal::new(StatusCode::GATEWAY_TIMEOUT, "a book cannot be read in time")),
+        }
     }
 }
 

@@ -282,3 +282,30 @@ async fn the_printed_tokens_open_the_shop_also_after_its_gateway_was_killed() {
         assert_eq!(shop.get(buyer, "/orders?userId=1").await.status(), StatusCode::OK);
     }
 }
+
+#[tokio::test]
+async fn operators_see_the_books() {
+    let shop = Shop::open().await;
+    let buyer = shop.buyer(3);
+    let wanted = json!({ "userId": 3, "productId": 1, "quantity": 1 });
+    let placed: Value = shop.order(&buyer, &wanted).await.json().await.unwrap();
+    shop.ended(&buyer, placed["id"].as_str().unwrap()).await;
+    assert_problem(shop.get(&buyer, "/books").await, StatusCode::FORBIDDEN, "only operators").await;
+    let operator = shop.key.token("boss", "operator");
+    let patience = Instant::now() + Duration::from_secs(60);
+    loop {
+        // The delivery takes a while, and then the customer is told.
+        let books: Value = shop.get(&operator, "/books").await.json().await.unwrap();
+        if books["balanced"] == true {
+            let money = books["lines"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .find(|line| line["what"] == "money taken = totals of confirmed orders");
+            assert_eq!(money.unwrap()["one"], 3_500_000);
+            break;
+        }
+        assert!(Instant::now() < patience, "{books}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

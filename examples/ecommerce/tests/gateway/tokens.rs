@@ -345,12 +345,18 @@ async fn no_auth_lets_everybody_in_as_nobody_and_says_so() {
 }
 
 #[tokio::test]
-async fn a_key_set_that_cannot_be_read_is_said_at_the_start() {
-    let process = tokio::process::Command::new(env!("CARGO_BIN_EXE_ecommerce"))
-        .args(["serve", "gateway", "--listen", "127.0.0.1:0", "--jwks", "{"])
-        .output()
-        .await
-        .unwrap();
-    assert_eq!(process.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&process.stderr).contains("--jwks is no key set"));
+async fn keys_that_cannot_be_used_are_said_at_the_start() {
+    for (flag, value, why) in [
+        ("--jwks", "{", "--jwks is no key set"),
+        ("--jwks", r#"{"keys":[]}"#, "--jwks has no public key"),
+        ("--jwks-url", "https://issuer.example/jwks.json", "add the feature rustls"),
+    ] {
+        let process = tokio::process::Command::new(env!("CARGO_BIN_EXE_ecommerce"))
+            .args(["serve", "gateway", "--listen", "127.0.0.1:0", flag, value])
+            .output()
+            .await
+            .unwrap();
+        assert_eq!(process.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&process.stderr).contains(why));
+    }
 }
