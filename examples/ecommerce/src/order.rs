@@ -10,7 +10,7 @@ use crate::{
     money::Money,
     problem::Problem,
     saga::{OrderSaga, OrderSagaOverKafka, PlaceOrder, Shop},
-    service::{Consistency, GRACE, OfUser, Site},
+    service::{self, Consistency, GRACE, OfUser, Site},
 };
 use asking::Asking;
 use axum::{
@@ -120,6 +120,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>, others: Others, way: W
         .route("/orders/{id}/history", get(history))
         .route("/orders/{id}/events", get(following::events))
         .route("/consistency", get(consistency))
+        .route("/openapi.json", service::openapi(include_str!("../openapi/order.json")))
         .with_state(Orders { db: db.clone(), store, outbox, sagas, asking, stop: site.stop.clone() });
     site.serve(router, db).await?;
     let ended = async {

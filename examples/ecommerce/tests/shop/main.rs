@@ -43,11 +43,14 @@ tests! { one_process:
     orders::an_order_that_makes_no_sense_is_refused_and_leaves_nothing
     orders::a_repeat_is_answered_whatever_changed_meanwhile
     orders::products_are_listed_by_category_too
+    orders::a_key_that_cannot_be_read_orders_nothing
+    orders::an_order_is_placed_though_the_customer_has_hung_up
     following::who_waits_is_answered_when_the_order_has_ended
     following::each_change_of_an_order_is_told_until_its_end_and_none_twice
     following::who_follows_or_waits_does_not_keep_a_shop_from_closing
     answers::every_no_is_a_problem
     answers::each_service_says_how_it_is
+    answers::each_service_answers_as_its_document_says
 }
 
 tests! { processes:
