@@ -9,17 +9,30 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub async fn one_of_a_hundred_buyers_gets_the_last_item(shop: Shop) {
-    let orders = futures::future::join_all((0..100).map(|i| {
-        let shop = &shop;
-        async move { shop.ended(&shop.order(&format!("buyer {i}"), i % 100 + 1, 2, 1).await).await }
-    }))
-    .await;
-    let confirmed = orders.iter().filter(|order| order["state"] == "CONFIRMED").count();
-    let sold_out =
-        orders.iter().filter(|order| order["state"] == "CANCELLED" && order["reason"] == "out of stock").count();
-    assert_eq!((confirmed, sold_out), (1, 99), "{:?}", orders.iter().map(|order| &order["reason"]).collect::<Vec<_>>());
-    assert_eq!(shop.stock(2).await, 0);
+pub async fn one_of_a_hundred_buyers_gets_the_last_item_ten_times_over(shop: Shop) {
+    for round in 1..=10 {
+        if round > 1 {
+            shop.sql("inventory", "UPDATE stock SET quantity = 1, delivered = delivered + 1 WHERE product_id = 2")
+                .await;
+        }
+        let orders =
+            futures::future::join_all(
+                (0..100).map(|i| {
+                    let shop = &shop;
+                    async move {
+                        shop.ended(&shop.order(&format!("round {round} buyer {i}"), i % 100 + 1, 2, 1).await).await
+                    }
+                }),
+            );
+        let orders = orders.await;
+        let confirmed = orders.iter().filter(|order| order["state"] == "CONFIRMED").count();
+        let sold_out =
+            orders.iter().filter(|order| order["state"] == "CANCELLED" && order["reason"] == "out of stock").count();
+        let reasons = || orders.iter().map(|order| &order["reason"]).collect::<Vec<_>>();
+        assert_eq!((confirmed, sold_out), (1, 99), "round {round}: {:?}", reasons());
+        assert_eq!(shop.stock(2).await, 0);
+        assert_eq!(shop.get("payment", "/consistency").await["taken"], 90_000 * round);
+    }
     shop.assert_books_balance().await;
 }
 
