@@ -11,7 +11,7 @@ use crate::{
     money::Money,
     problem::Problem,
     saga::{OrderSaga, OrderSagaOverKafka, PlaceOrder, Shop},
-    service::{Consistency, GRACE, OfUser, Site},
+    service::{self, Consistency, GRACE, OfUser, Site},
 };
 use asking::Asking;
 use axum::{
@@ -124,6 +124,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>, others: Others, way: W
         .route_layer(from_fn_with_state(db.clone(), only_theirs))
         .route("/orders", post(placing::submit).get(of_user))
         .route("/consistency", get(consistency))
+        .route("/openapi.json", service::openapi(include_str!("../openapi/order.json")))
         .with_state(Orders { db: db.clone(), store, outbox, sagas, asking, stop: site.stop.clone() });
     site.serve(router, db).await?;
     let ended = async {
