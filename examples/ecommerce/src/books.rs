@@ -2,10 +2,10 @@
 
 use crate::{
     Result, delivery, inventory, notification,
-    order::{self, Participants},
+    order::{self, Others},
     payment,
 };
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
@@ -13,8 +13,38 @@ use tokio::time::sleep;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Prints the books side by side. An error if they differ, or if an order is not finished.
-pub async fn close(order: &str, others: &Participants, notification: &str) -> Result<()> {
+pub async fn close(order: &str, others: &Others, notification: &str) -> Result<()> {
     let (orders, told) = when_all_are_told(order, notification).await?;
+    let lines = lines(&orders, &told, others).await?;
+    println!("   {:<44}{:>16}{:>16}{:>14}", "", "one book", "the other", "difference");
+    for Line { what, one, other } in &lines {
+        let mark = if one == other { '✓' } else { '✗' };
+        println!(" {mark} {what:<44}{one:>16}{other:>16}{:>14}", one - other);
+    }
+    match balance(&lines) {
+        true => Ok(()),
+        false => Err("the books do not balance".into()),
+    }
+}
+
+/// Two books that must agree.
+#[derive(Debug, Serialize)]
+pub struct Line {
+    what: &'static str,
+    one: i64,
+    other: i64,
+}
+
+pub fn balance(lines: &[Line]) -> bool {
+    lines.iter().all(|line| line.one == line.other)
+}
+
+/// The books as they are at this moment, in which something may be under way.
+pub async fn now(order: &str, others: &Others, notification: &str) -> Result<Vec<Line>> {
+    lines(&read(order).await?, &read(notification).await?, others).await
+}
+
+async fn lines(orders: &order::Books, told: &notification::Books, others: &Others) -> Result<Vec<Line>> {
     let stock: inventory::Books = read(&others.inventory).await?;
     let money: payment::Books = read(&others.payment).await?;
     let parcels: delivery::Books = read(&others.delivery).await?;
@@ -24,26 +54,24 @@ pub async fn close(order: &str, others: &Participants, notification: &str) -> Re
         ("money users began with = left + taken", money.opening, money.left + money.taken),
         ("money taken = totals of confirmed orders", money.taken, orders.money),
         ("deliveries = confirmed orders", parcels.deliveries, orders.confirmed),
-        ("notifications = finished orders", told.notifications, orders.confirmed + orders.cancelled),
+        ("deliveries under way = none", parcels.under_way, 0),
+        ("notifications = 3 if confirmed, 2 if cancelled", told.notifications, due(orders)),
         ("unfinished orders = none", orders.unfinished, 0),
     ];
-    println!("   {:<44}{:>16}{:>16}{:>14}", "", "one book", "the other", "difference");
-    for (what, one, other) in lines {
-        let mark = if one == other { '✓' } else { '✗' };
-        println!(" {mark} {what:<44}{one:>16}{other:>16}{:>14}", one - other);
-    }
-    match lines.iter().all(|(_, one, other)| one == other) {
-        true => Ok(()),
-        false => Err("the books do not balance".into()),
-    }
+    Ok(lines.into_iter().map(|(what, one, other)| Line { what, one, other }).collect())
 }
 
-/// Customers are told a moment after their order has ended.
+/// A customer is told when an order was placed, and when it was cancelled, or its delivery started and was completed.
+const fn due(orders: &order::Books) -> i64 {
+    3 * orders.confirmed + 2 * orders.cancelled + orders.unfinished
+}
+
+/// Customers are told a moment after it happened, and a delivery takes a while.
 async fn when_all_are_told(order: &str, notification: &str) -> Result<(order::Books, notification::Books)> {
     let began = Instant::now();
     loop {
         let (orders, told): (order::Books, notification::Books) = (read(order).await?, read(notification).await?);
-        if told.notifications >= orders.confirmed + orders.cancelled || began.elapsed() > PATIENCE {
+        if told.notifications >= due(&orders) || began.elapsed() > PATIENCE {
             return Ok((orders, told));
         }
         sleep(Duration::from_millis(50)).await;
@@ -51,5 +79,5 @@ async fn when_all_are_told(order: &str, notification: &str) -> Result<(order::Bo
 }
 
 async fn read<T: DeserializeOwned>(service: &str) -> Result<T> {
-    Ok(reqwest::get(format!("{service}/books")).await?.error_for_status()?.json().await?)
+    Ok(reqwest::get(format!("{service}/consistency")).await?.error_for_status()?.json().await?)
 }

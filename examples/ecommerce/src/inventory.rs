@@ -2,26 +2,29 @@
 
 use crate::{
     Result,
-    service::{self, Place, Problem},
+    problem::Problem,
+    service::{self, Consistency, Site},
 };
 use axum::{
     Json, Router,
     extract::{Path, State},
-    http::StatusCode,
     routing::get,
 };
 use saga_core::{
     StepError,
     participant::{Command, CommandCx, Participant},
+    transport::Transport,
 };
 use saga_postgres::{Barrier, PgInbox};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::{PgConnection, PgPool};
-use std::num::NonZeroU32;
+use std::{num::NonZeroU32, sync::Arc};
 
 /// The service's name.
 pub const NAME: &str = "inventory";
+/// Of its port.
+pub const OFFSET: u16 = 4;
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS stock (
@@ -34,10 +37,10 @@ const SCHEMA: &str = "
         product_id  bigint NOT NULL,
         quantity    bigint NOT NULL CHECK (quantity > 0)
     );
-    INSERT INTO stock VALUES (1, 5, 5), (2, 1, 1) ON CONFLICT DO NOTHING";
+    INSERT INTO stock VALUES (1, 5, 5), (2, 1, 1), (3, 20, 20) ON CONFLICT DO NOTHING";
 
-pub async fn serve(place: &Place) -> Result<()> {
-    let db = PgPool::connect(&place.database).await?;
+pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
+    let db = PgPool::connect(&site.database).await?;
     let inbox = PgInbox::new(db.clone());
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
@@ -46,10 +49,11 @@ pub async fn serve(place: &Place) -> Result<()> {
         .route("/reservations", barrier.on(reserve))
         .route("/reservations/release", barrier.on_undo(release))
         .route("/inventory/{product}", get(inventory))
-        .route("/books", get(books))
-        .with_state(db);
+        .route("/consistency", get(consistency))
+        .route("/openapi.json", service::openapi(include_str!("../openapi/inventory.json")))
+        .with_state(db.clone());
     let participant = Participant::new(NAME, inbox, ()).on(reserve).on_undo(release);
-    service::take_part(place, router, participant.start(place.broker.transport()?).await?).await
+    site.take_part(router, db, participant.start(kafka).await?).await
 }
 
 /// What the order saga asks for.
@@ -118,7 +122,7 @@ async fn inventory(State(db): State<PgPool>, Path(product): Path<i64>) -> Result
         .bind(product)
         .fetch_optional(&db)
         .await?;
-    let quantity = quantity.ok_or(Problem::new(StatusCode::NOT_FOUND, "no such product"))?;
+    let quantity = quantity.ok_or_else(|| Problem::not_found("there is no such product"))?;
     Ok(Json(json!({ "productId": product, "quantity": quantity })))
 }
 
@@ -130,7 +134,7 @@ pub struct Books {
     pub reserved: i64,
 }
 
-async fn books(State(db): State<PgPool>) -> Result<Json<Books>, Problem> {
+async fn consistency(State(db): State<PgPool>) -> Result<Json<Consistency<Books>>, Problem> {
     let (delivered, left, reserved) = sqlx::query_as(
         "SELECT sum(delivered)::bigint, sum(quantity)::bigint,
                 (SELECT coalesce(sum(quantity), 0)::bigint FROM reservation)
@@ -138,5 +142,6 @@ async fn books(State(db): State<PgPool>) -> Result<Json<Books>, Problem> {
     )
     .fetch_one(&db)
     .await?;
-    Ok(Json(Books { delivered, left, reserved }))
+    let books = Books { delivered, left, reserved };
+    Ok(Json(Consistency { balanced: delivered == left + reserved, books }))
 }

@@ -1,32 +1,144 @@
-//! The shop, open until it is told to close.
+//! The shop, open until it is told to close: in one process, or with a process for each service.
 
 use crate::{
-    Result, broker::Broker, databases::Databases, opening::Services, order::Way, process::Process,
-    service::told_to_stop,
+    Result,
+    broker::Broker,
+    databases::Databases,
+    delivery,
+    gateway::{self, LocalKey, Rules},
+    inventory, notification,
+    opening::Services,
+    order::{self, Way},
+    payment,
+    process::Process,
+    product,
+    service::{Door, PORT_BASE, Site, told_to_stop},
+    user,
 };
 use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
 
-pub async fn serve(way: Way, port_base: u16) -> Result<()> {
+/// Where the services listen.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Ports {
+    /// The services listen at this port (the gateway), and + 1, 2, 4, 5, 6, 7 and 8; 0 is for any free ports.
+    #[arg(long = "port-base", env = "PORT_BASE", default_value_t = PORT_BASE, value_parser = clap::value_parser!(u16).range(..65_000))]
+    base: u16,
+}
+
+impl Ports {
+    /// Any free ones.
+    pub const ANY: Self = Self { base: 0 };
+
+    pub const fn of(self, offset: u16) -> u16 {
+        if self.base == 0 { 0 } else { self.base + offset }
+    }
+}
+
+pub async fn serve(way: Way, ports: Ports, processes: bool, rules: Rules) -> Result<()> {
+    let (rules, key) = rules.or_local_key()?;
     let mut postgres = Databases::start("ecommerce").await?;
     let broker = Broker::start().await?;
-    let services = Services::start(&mut postgres, &broker, way, port_base).await?;
-
     println!("{}\n{}\n{}\n", postgres.in_use(), broker.in_use(), way.told());
-    for service in services.all() {
-        println!("{:<12} {}  process {:<8} {}", service.name, service.url, service.id(), service.database);
+    match processes {
+        true => with_a_process_each(&mut postgres, &broker, way, ports, rules, key).await?,
+        false => in_one_process(&mut postgres, &broker, way, ports, rules, key).await?,
     }
-    println!(
-        "\nTry it, and kill -9 a process while you do: it is started again.\n\
-         curl {0}/orders --json '{{\"userId\":1,\"productId\":1,\"quantity\":1}}'\n\
-         curl '{0}/orders?userId=1'\n\
-         curl {1}/inventory/1\n\
-         Ctrl-C closes the shop.",
-        services.order.url, services.inventory.url
-    );
+    postgres.stop().await;
+    Ok(())
+}
+
+async fn in_one_process(
+    postgres: &mut Databases,
+    broker: &Broker,
+    way: Way,
+    ports: Ports,
+    rules: Rules,
+    key: Option<LocalKey>,
+) -> Result<()> {
+    let (stop, mut opened) = (CancellationToken::new(), vec![]);
+    let mut open = async |name: &'static str, offset| {
+        let database = postgres.of(name).await?;
+        let site = Site::at(ports.of(offset), database, stop.clone()).await?;
+        opened.push((name, site.url()?, site.database.clone()));
+        Ok::<_, crate::Error>(site)
+    };
+    let user = open(user::NAME, user::OFFSET).await?;
+    let order = open(order::NAME, order::OFFSET).await?;
+    let inventory = open(inventory::NAME, inventory::OFFSET).await?;
+    let payment = open(payment::NAME, payment::OFFSET).await?;
+    let delivery = open(delivery::NAME, delivery::OFFSET).await?;
+    let product = open(product::NAME, product::OFFSET).await?;
+    let notification = open(notification::NAME, notification::OFFSET).await?;
+    let others = order::Others {
+        user: user.url()?,
+        inventory: inventory.url()?,
+        payment: payment.url()?,
+        delivery: delivery.url()?,
+        product: product.url()?,
+    };
+    let behind = gateway::Services {
+        user: user.url()?,
+        order: order.url()?,
+        inventory: inventory.url()?,
+        payment: payment.url()?,
+        delivery: delivery.url()?,
+        product: product.url()?,
+        notification: notification.url()?,
+    };
+    let door = Door::at(ports.of(gateway::OFFSET), stop.clone()).await?;
+    let gateway = door.url()?;
+
+    let kafka = broker.connection();
+    let mut services = JoinSet::new();
+    services.spawn(user::serve(user));
+    services.spawn(product::serve(product));
+    services.spawn(inventory::serve(inventory, kafka.transport().await?));
+    services.spawn(payment::serve(payment, kafka.transport().await?));
+    services.spawn(delivery::serve(delivery, kafka.transport().await?));
+    services.spawn(notification::serve(notification, kafka.transport().await?));
+    services.spawn(order::serve(order, kafka.transport().await?, others, way));
+    services.spawn(gateway::serve(door, behind, rules));
+    tokio::select! {
+        up = are_up(&opened) => up?,
+        Some(ended) = services.join_next() => return ended?,
+    }
+    for (name, url, database) in &opened {
+        told(name, url, std::process::id(), database);
+    }
+    invite(&gateway, std::process::id(), key)?;
+    tokio::select! {
+        () = told_to_stop() => {}
+        Some(ended) = services.join_next() => ended??,
+    }
+    stop.cancel();
+    while let Some(ended) = services.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
+
+async fn with_a_process_each(
+    postgres: &mut Databases,
+    broker: &Broker,
+    way: Way,
+    ports: Ports,
+    rules: Rules,
+    key: Option<LocalKey>,
+) -> Result<()> {
+    let services = Services::start(postgres, broker, way, ports).await?;
+    for service in services.all() {
+        told(service.name, &service.url, service.id(), &service.database);
+    }
+    let behind = services.all().map(|service| format!("--{}={}", service.name, service.url));
+    let arguments = behind.into_iter().chain(rules.arguments()).collect();
+    let gateway = Process::start(gateway::NAME, ports.of(gateway::OFFSET), String::new(), arguments).await?;
+    invite(&gateway.url, gateway.id(), key)?;
+    println!("kill -9 a process while you do: it is started again.");
 
     let (closing, closed) = watch::channel(());
     let mut kept = JoinSet::new();
-    for service in services.into_all() {
+    for service in services.into_all().into_iter().chain([gateway]) {
         kept.spawn(keep(service, closed.clone()));
     }
     tokio::select! {
@@ -37,7 +149,37 @@ pub async fn serve(way: Way, port_base: u16) -> Result<()> {
     while let Some(stopped) = kept.join_next().await {
         stopped??;
     }
-    postgres.stop().await;
+    Ok(())
+}
+
+/// A service answers when it is ready: until then, its callers wait.
+async fn are_up(opened: &[(&str, String, String)]) -> Result<()> {
+    for (_, url, _) in opened {
+        reqwest::get(format!("{url}/health/live")).await?.error_for_status()?;
+    }
+    Ok(())
+}
+
+fn told(name: &str, url: &str, process: u32, database: &str) {
+    println!("{name:<12} {url}  process {process:<8} {database}");
+}
+
+/// The gateway is the door; what is behind it can be asked directly as well, without a token.
+fn invite(gateway: &str, process: u32, key: Option<LocalKey>) -> Result<()> {
+    println!("{:<12} {gateway}  process {process}\n", gateway::NAME);
+    let token = match key {
+        Some(key) => {
+            println!("{}\n", key.told(gateway)?);
+            " -H \"Authorization: Bearer $BUYER\""
+        }
+        None => "",
+    };
+    println!(
+        "Try it; Ctrl-C closes the shop.\n\
+         curl {gateway}/products\n\
+         curl '{gateway}/orders?wait=5s'{token} --json '{{\"userId\":1,\"productId\":1,\"quantity\":1}}'\n\
+         curl '{gateway}/orders?userId=1'{token}"
+    );
     Ok(())
 }
 

@@ -1,0 +1,12 @@
+//! The gateway as the world sees it: a process, in front of services that write down all that reaches them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends there")]
+#![allow(unreachable_pub, reason = "a test has nobody outside")]
+
+mod door;
+mod issuer;
+mod limits;
+mod proxy;
+mod shop;
+mod tokens;
+mod upstream;
