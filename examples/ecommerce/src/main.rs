@@ -17,12 +17,12 @@ mod process;
 mod saga;
 mod serve;
 mod service;
+mod telemetry;
 mod tour;
 
 use clap::{Parser, Subcommand};
 use order::Way;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
 
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
 
@@ -31,6 +31,8 @@ type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Resu
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
+    #[command(flatten)]
+    telemetry: telemetry::Options,
 }
 
 #[derive(Subcommand)]
@@ -84,10 +86,11 @@ enum Service {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,sqlx=error,librdkafka=error"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match run(Arguments::parse().command.unwrap_or(Command::Tour(Transport { way: Way::Kafka }))).await {
+    let Arguments { command, telemetry } = Arguments::parse();
+    let command = command.unwrap_or(Command::Tour(Transport { way: Way::Kafka }));
+    let ended = run(command, telemetry).await;
+    telemetry::stop();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -96,17 +99,34 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(command: Command) -> Result<()> {
+impl Service {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Order { .. } => order::NAME,
+            Self::Inventory(_) => inventory::NAME,
+            Self::Payment(_) => payment::NAME,
+            Self::Delivery(_) => delivery::NAME,
+            Self::Notification(_) => notification::NAME,
+        }
+    }
+
+    async fn serve(self) -> Result<()> {
+        match self {
+            Self::Order { place, participants, transport } => order::serve(&place, participants, transport.way).await,
+            Self::Inventory(place) => inventory::serve(&place).await,
+            Self::Payment(place) => payment::serve(&place).await,
+            Self::Delivery(place) => delivery::serve(&place).await,
+            Self::Notification(place) => notification::serve(&place).await,
+        }
+    }
+}
+
+async fn run(command: Command, telemetry: telemetry::Options) -> Result<()> {
+    telemetry.start(if let Command::Service(service) = &command { service.name() } else { "ecommerce" })?;
     match command {
         Command::Tour(transport) => tour::tour(transport.way).await,
         Command::Serve { transport, port_base } => serve::serve(transport.way, port_base).await,
         Command::Books { order, others, notification } => books::close(&order, &others, &notification).await,
-        Command::Service(Service::Order { place, participants, transport }) => {
-            order::serve(&place, participants, transport.way).await
-        }
-        Command::Service(Service::Inventory(place)) => inventory::serve(&place).await,
-        Command::Service(Service::Payment(place)) => payment::serve(&place).await,
-        Command::Service(Service::Delivery(place)) => delivery::serve(&place).await,
-        Command::Service(Service::Notification(place)) => notification::serve(&place).await,
+        Command::Service(service) => telemetry::of(service.name(), service.serve()).await?,
     }
 }

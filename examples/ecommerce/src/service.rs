@@ -1,6 +1,6 @@
 //! What every service has: an address, a database, a way to take part in sagas, and one way to say no.
 
-use crate::{Result, broker::Connection};
+use crate::{Result, broker::Connection, telemetry};
 use axum::{
     Router,
     http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
@@ -39,7 +39,7 @@ pub async fn serve(router: Router, place: &Place) -> Result<()> {
     let listener = TcpListener::bind(place.listen).await?;
     println!("http://{}", listener.local_addr()?);
     let parent = place.until_stdin_closes.then(stdin_closed);
-    axum::serve(listener, router)
+    axum::serve(listener, telemetry::watched(router))
         .with_graceful_shutdown(async {
             tokio::select! {
                 () = told_to_stop() => {}
