@@ -3,6 +3,7 @@
 use crate::{
     Result,
     delivery::{self, StartDelivery},
+    figures,
     inventory::{self, ReserveStock},
     notification,
     order::{self, OrderConfirmed},
@@ -82,6 +83,8 @@ impl Connection {
             // A process that was killed is missed after six seconds, the least that a broker allows.
             false => KafkaTransport::builder(&self.brokers).set_consumer("session.timeout.ms", "6000"),
         };
-        Ok(Arc::new(kafka.build()?))
+        let kafka = Arc::new(kafka.build()?);
+        figures::of_kafka(&kafka);
+        Ok(kafka)
     }
 }

@@ -1,7 +1,7 @@
 //! The inventory: what is in stock, and what is reserved for an order.
 
 use crate::{
-    Result,
+    Result, figures,
     service::{self, Place, Problem},
 };
 use axum::{
@@ -11,14 +11,14 @@ use axum::{
     routing::get,
 };
 use saga_core::{
-    StepError,
+    SagaId, StepError,
     participant::{Command, CommandCx, Participant},
 };
 use saga_postgres::{Barrier, PgInbox};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::{PgConnection, PgPool};
-use std::num::NonZeroU32;
+use std::{num::NonZeroU32, sync::Arc};
 
 /// The service's name.
 pub const NAME: &str = "inventory";
@@ -41,14 +41,15 @@ pub async fn serve(place: &Place) -> Result<()> {
     let inbox = PgInbox::new(db.clone());
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
-    let barrier = Barrier::new(inbox.clone(), ());
+    let figures = Arc::new(figures::Reservations::new());
+    let barrier = Barrier::new(inbox.clone(), figures.clone());
     let router = Router::new()
         .route("/reservations", barrier.on(reserve))
         .route("/reservations/release", barrier.on_undo(release))
         .route("/inventory/{product}", get(inventory))
         .route("/books", get(books))
         .with_state(db);
-    let participant = Participant::new(NAME, inbox, ()).on(reserve).on_undo(release);
+    let participant = Participant::new(NAME, inbox, figures).on(reserve).on_undo(release);
     service::take_part(place, router, participant.start(place.broker.transport()?).await?).await
 }
 
@@ -72,7 +73,15 @@ pub struct Reserved {
     pub units: u32,
 }
 
-async fn reserve(cx: CommandCx<()>, db: &mut PgConnection, wanted: ReserveStock) -> Result<Reserved, StepError> {
+type Cx = CommandCx<Arc<figures::Reservations>>;
+
+async fn reserve(cx: Cx, db: &mut PgConnection, wanted: ReserveStock) -> Result<Reserved, StepError> {
+    let reserved = take(cx.saga_id(), db, wanted).await;
+    cx.count(&reserved);
+    reserved
+}
+
+async fn take(order: SagaId, db: &mut PgConnection, wanted: ReserveStock) -> Result<Reserved, StepError> {
     let quantity = i64::from(wanted.quantity.get());
     let taken = sqlx::query("UPDATE stock SET quantity = quantity - $2 WHERE product_id = $1 AND quantity >= $2")
         .bind(wanted.product_id)
@@ -83,7 +92,7 @@ async fn reserve(cx: CommandCx<()>, db: &mut PgConnection, wanted: ReserveStock)
         return Err(StepError::fail("out of stock"));
     }
     sqlx::query("INSERT INTO reservation (order_id, product_id, quantity) VALUES ($1, $2, $3)")
-        .bind(cx.saga_id().as_uuid())
+        .bind(order.as_uuid())
         .bind(wanted.product_id)
         .bind(quantity)
         .execute(db)
@@ -102,7 +111,7 @@ impl Command for ReleaseStock {
 }
 
 /// Only called if there is a reservation, and once.
-async fn release(cx: CommandCx<()>, db: &mut PgConnection, _: ReleaseStock) -> Result<(), StepError> {
+async fn release(cx: Cx, db: &mut PgConnection, _: ReleaseStock) -> Result<(), StepError> {
     sqlx::query(
         "WITH gone AS (DELETE FROM reservation WHERE order_id = $1 RETURNING product_id, quantity)
          UPDATE stock SET quantity = stock.quantity + gone.quantity FROM gone WHERE stock.product_id = gone.product_id",
@@ -110,6 +119,7 @@ async fn release(cx: CommandCx<()>, db: &mut PgConnection, _: ReleaseStock) -> R
     .bind(cx.saga_id().as_uuid())
     .execute(db)
     .await?;
+    cx.released.add(1, &[]);
     Ok(())
 }
 

@@ -8,6 +8,7 @@ mod broker;
 mod client;
 mod databases;
 mod delivery;
+mod figures;
 mod inventory;
 mod notification;
 mod opening;

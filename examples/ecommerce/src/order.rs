@@ -3,6 +3,7 @@
 use crate::{
     Result,
     client::Participant,
+    figures,
     saga::{OrderSaga, OrderSagaOverKafka, PlaceOrder, Shop},
     service::{self, GRACE, Place, Problem, idempotency_key},
 };
@@ -88,12 +89,14 @@ pub async fn serve(place: &Place, participants: Participants, way: Way) -> Resul
     let outbox = PgOutbox::new(db.clone(), NAME);
     let kafka = place.broker.transport()?;
     let relay = outbox.relay(kafka.clone()).start().await?;
+    let figures = Arc::new(figures::Orders::new());
     let shop = Arc::new(Shop {
         orders: db.clone(),
-        outbox,
+        outbox: outbox.clone(),
         inventory: Participant::at(participants.inventory),
         payment: Participant::at(participants.payment),
         delivery: Participant::at(participants.delivery),
+        figures: figures.clone(),
     });
     let engine = Engine::builder(store.clone())
         .transport(NAME, kafka)
@@ -108,8 +111,11 @@ pub async fn serve(place: &Place, participants: Participants, way: Way) -> Resul
         .route("/orders/{id}", get(one))
         .route("/orders/{id}/history", get(history))
         .route("/books", get(books))
-        .with_state(Orders { db, store, sagas });
-    service::serve(router, place).await?;
+        .with_state(Orders { db, store, sagas, figures });
+    tokio::select! {
+        served = service::serve(router, place) => served?,
+        () = figures::watch(&outbox, &relay) => {}
+    }
     let ended = async {
         engine.shutdown(GRACE).await;
         relay.stop().await;
@@ -124,6 +130,7 @@ struct Orders {
     db: PgPool,
     store: PgStore,
     sagas: OrderSagas,
+    figures: Arc<figures::Orders>,
 }
 
 /// The orders of both versions of the saga. One that began over HTTP ends over HTTP, also when new ones go over Kafka by now.
@@ -175,7 +182,7 @@ impl OrderSagas {
 /// Answers as soon as the order is durable, and its saga with it; what comes of it is told by `GET /orders/{id}`. With a key
 /// that was used before the answer is the order of then.
 async fn submit(
-    State(Orders { db, store, sagas }): State<Orders>,
+    State(Orders { db, store, sagas, figures }): State<Orders>,
     headers: HeaderMap,
     Json(order): Json<PlaceOrder>,
 ) -> Result<(StatusCode, Json<Value>), Problem> {
@@ -199,6 +206,9 @@ async fn submit(
     }
     tx.commit().await?;
     store.wake();
+    if is_new {
+        figures.requests.add(1, &[]);
+    }
     Ok((StatusCode::ACCEPTED, look_up(&db, &sagas, saga).await?))
 }
 
@@ -284,7 +294,11 @@ pub async fn change(shop: &Shop, saga: SagaId, state: &str, event: &impl Event) 
     if changed.rows_affected() == 1 {
         shop.outbox.publish(&mut tx, &saga.to_string(), event).await?;
     }
-    Ok(shop.outbox.commit(tx).await?)
+    shop.outbox.commit(tx).await?;
+    if changed.rows_affected() == 1 {
+        shop.figures.ended(saga, state);
+    }
+    Ok(())
 }
 
 /// What others are told of an order.
@@ -348,7 +362,8 @@ mod tests {
         let outbox = PgOutbox::new(orders.clone(), NAME);
         outbox.migrate().await?;
         let [inventory, payment, delivery] = ["", "", ""].map(Participant::at);
-        let shop = Shop { orders, outbox: outbox.clone(), inventory, payment, delivery };
+        let figures = Arc::new(figures::Orders::new());
+        let shop = Shop { orders, outbox: outbox.clone(), inventory, payment, delivery, figures };
         let saga = SagaId::from(Uuid::now_v7());
         sqlx::query("INSERT INTO orders VALUES ($1, 1, 1, 'MacBook Pro 16', 3500000, 1, 3500000, 'PENDING')")
             .bind(saga.as_uuid())

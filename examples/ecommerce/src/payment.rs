@@ -1,7 +1,7 @@
 //! The payment service: what each user has, and what was charged for an order.
 
 use crate::{
-    Result,
+    Result, figures,
     service::{self, Place, Problem},
 };
 use axum::{
@@ -11,13 +11,14 @@ use axum::{
     routing::get,
 };
 use saga_core::{
-    StepError,
+    SagaId, StepError,
     participant::{Command, CommandCx, Participant},
 };
 use saga_postgres::{Barrier, PgInbox};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::{PgConnection, PgPool};
+use std::sync::Arc;
 
 /// The service's name.
 pub const NAME: &str = "payment";
@@ -43,13 +44,14 @@ pub async fn serve(place: &Place) -> Result<()> {
     let inbox = PgInbox::new(db.clone());
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
-    let barrier = Barrier::new(inbox.clone(), ());
+    let figures = Arc::new(figures::Payments::new());
+    let barrier = Barrier::new(inbox.clone(), figures.clone());
     let router = Router::new()
         .route("/payments", barrier.on(charge))
         .route("/accounts/{user}", get(account))
         .route("/books", get(books))
         .with_state(db);
-    let participant = Participant::new(NAME, inbox, ()).on(charge);
+    let participant = Participant::new(NAME, inbox, figures).on(charge);
     service::take_part(place, router, participant.start(place.broker.transport()?).await?).await
 }
 
@@ -73,7 +75,17 @@ pub struct Charged {
     pub amount: i64,
 }
 
-async fn charge(cx: CommandCx<()>, db: &mut PgConnection, due: ChargePayment) -> Result<Charged, StepError> {
+async fn charge(
+    cx: CommandCx<Arc<figures::Payments>>,
+    db: &mut PgConnection,
+    due: ChargePayment,
+) -> Result<Charged, StepError> {
+    let charged = take(cx.saga_id(), db, due).await;
+    cx.count(&charged);
+    charged
+}
+
+async fn take(order: SagaId, db: &mut PgConnection, due: ChargePayment) -> Result<Charged, StepError> {
     let paid = sqlx::query("UPDATE account SET balance = balance - $2 WHERE user_id = $1 AND balance >= $2")
         .bind(due.user_id)
         .bind(due.amount)
@@ -83,7 +95,7 @@ async fn charge(cx: CommandCx<()>, db: &mut PgConnection, due: ChargePayment) ->
         return Err(StepError::fail("payment declined"));
     }
     sqlx::query("INSERT INTO payment (order_id, user_id, amount) VALUES ($1, $2, $3)")
-        .bind(cx.saga_id().as_uuid())
+        .bind(order.as_uuid())
         .bind(due.user_id)
         .bind(due.amount)
         .execute(db)

@@ -9,7 +9,7 @@ mod propagation;
 mod server;
 
 pub use client::Client;
-pub use server::watched;
+pub use server::{DURATIONS, watched};
 
 use crate::Result;
 use opentelemetry::{
@@ -163,7 +163,8 @@ impl Service {
             None => tracers.with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOff))).build(),
         };
         let figures = Registry::new();
-        let reader = opentelemetry_prometheus::exporter().with_registry(figures.clone()).build()?;
+        let reader =
+            opentelemetry_prometheus::exporter().with_registry(figures.clone()).scope_info_enabled(false).build()?;
         let meters = SdkMeterProvider::builder().with_resource(resource).with_reader(reader).build();
         Ok(Self { name, tracers, meters, figures })
     }
