@@ -8,10 +8,10 @@ use opentelemetry::{
     metrics::{Counter, Histogram, Meter},
 };
 use saga_core::{Class, SagaId, StepError};
-use saga_kafka::KafkaTransport;
+use saga_kafka::{KafkaMetrics, KafkaTransport};
 use saga_postgres::{PgOutbox, outbox::Relay};
 use std::{
-    sync::{Arc, Weak},
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use tokio::time::sleep;
@@ -147,23 +147,22 @@ pub async fn watch(outbox: &PgOutbox, relay: &Relay) {
     }
 }
 
-/// What goes over Kafka, as long as the transport is there.
+/// What goes over Kafka.
 pub fn of_kafka(transport: &Arc<KafkaTransport>) {
-    let counted = |name, what, read: fn(&KafkaTransport) -> u64| {
-        let transport = Arc::downgrade(transport);
-        let meter = meter();
-        let counter = meter.u64_observable_counter(name).with_description(what);
-        counter.with_callback(move |to| drop(transport.upgrade().map(|known| to.observe(read(&known), &[])))).build();
-    };
-    counted("kafka_published", "messages that the broker took", |kafka| kafka.metrics().published);
-    counted("kafka_not_published", "messages that it did not take", |kafka| kafka.metrics().not_published);
-    counted("kafka_consumed", "messages that were dealt with", |kafka| kafka.metrics().consumed);
-    counted("kafka_dead_letters", "messages that nobody could deal with", |kafka| kafka.metrics().dead_letters);
-    let transport: Weak<KafkaTransport> = Arc::downgrade(transport);
     let meter = meter();
+    let counted = |name, what, read: fn(KafkaMetrics) -> u64| {
+        let transport = transport.clone();
+        let counter = meter.u64_observable_counter(name).with_description(what);
+        counter.with_callback(move |to| to.observe(read(transport.metrics()), &[])).build();
+    };
+    counted("kafka_published", "messages that the broker took", |kafka| kafka.published);
+    counted("kafka_not_published", "messages that it did not take", |kafka| kafka.not_published);
+    counted("kafka_consumed", "messages that were dealt with", |kafka| kafka.consumed);
+    counted("kafka_dead_letters", "messages that nobody could deal with", |kafka| kafka.dead_letters);
+    let transport = transport.clone();
     let lag = meter.u64_observable_gauge("kafka_consumer_lag").with_description("messages that wait for a group");
     let lag = lag.with_callback(move |to| {
-        for (at, behind) in transport.upgrade().map(|known| known.metrics().lag).unwrap_or_default() {
+        for (at, behind) in transport.metrics().lag {
             let partition = KeyValue::new("partition", i64::from(at.partition));
             to.observe(behind, &[KeyValue::new("group", at.group), KeyValue::new("topic", at.topic), partition]);
         }
