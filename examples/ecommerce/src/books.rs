@@ -12,13 +12,33 @@ use tokio::time::sleep;
 /// How long after the last order somebody may still be told.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Where the services are that have books.
+#[derive(Debug, clap::Args)]
+pub struct Places {
+    #[arg(long, default_value = "http://127.0.0.1:8082")]
+    pub order: String,
+    #[command(flatten)]
+    pub others: Participants,
+    #[arg(long, default_value = "http://127.0.0.1:8088")]
+    pub notification: String,
+}
+
+/// What two books say of the same.
+pub type Line = (&'static str, i64, i64);
+
 /// Prints the books side by side. An error if they differ, or if an order is not finished.
-pub async fn close(order: &str, others: &Participants, notification: &str) -> Result<()> {
+pub async fn close(places: &Places) -> Result<()> {
+    let lines = compare(places).await?;
+    print(&lines);
+    if balance(&lines) { Ok(()) } else { Err("the books do not balance".into()) }
+}
+
+pub async fn compare(Places { order, others, notification }: &Places) -> Result<[Line; 7]> {
     let (orders, told) = when_all_are_told(order, notification).await?;
     let stock: inventory::Books = read(&others.inventory).await?;
     let money: payment::Books = read(&others.payment).await?;
     let parcels: delivery::Books = read(&others.delivery).await?;
-    let lines = [
+    Ok([
         ("units delivered to us = left + reserved", stock.delivered, stock.left + stock.reserved),
         ("units reserved = in confirmed orders", stock.reserved, orders.units),
         ("money users began with = left + taken", money.opening, money.left + money.taken),
@@ -26,15 +46,18 @@ pub async fn close(order: &str, others: &Participants, notification: &str) -> Re
         ("deliveries = confirmed orders", parcels.deliveries, orders.confirmed),
         ("notifications = finished orders", told.notifications, orders.confirmed + orders.cancelled),
         ("unfinished orders = none", orders.unfinished, 0),
-    ];
+    ])
+}
+
+pub fn balance(lines: &[Line]) -> bool {
+    lines.iter().all(|(_, one, other)| one == other)
+}
+
+pub fn print(lines: &[Line]) {
     println!("   {:<44}{:>16}{:>16}{:>14}", "", "one book", "the other", "difference");
     for (what, one, other) in lines {
         let mark = if one == other { '✓' } else { '✗' };
         println!(" {mark} {what:<44}{one:>16}{other:>16}{:>14}", one - other);
-    }
-    match lines.iter().all(|(_, one, other)| one == other) {
-        true => Ok(()),
-        false => Err("the books do not balance".into()),
     }
 }
 

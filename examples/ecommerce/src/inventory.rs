@@ -34,7 +34,7 @@ const SCHEMA: &str = "
         product_id  bigint NOT NULL,
         quantity    bigint NOT NULL CHECK (quantity > 0)
     );
-    INSERT INTO stock VALUES (1, 5, 5), (2, 1, 1) ON CONFLICT DO NOTHING";
+    INSERT INTO stock VALUES (1, 5, 5), (2, 1, 1), (1000, 1000000000, 1000000000) ON CONFLICT DO NOTHING";
 
 pub async fn serve(place: &Place) -> Result<()> {
     let db = PgPool::connect(&place.database).await?;

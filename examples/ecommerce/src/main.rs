@@ -10,6 +10,7 @@ mod databases;
 mod delivery;
 mod figures;
 mod inventory;
+mod load;
 mod notification;
 mod opening;
 mod order;
@@ -49,14 +50,9 @@ enum Command {
         port_base: u16,
     },
     /// Compares the books of an open shop; exits with 1 if they do not balance.
-    Books {
-        #[arg(long, default_value = "http://127.0.0.1:8082")]
-        order: String,
-        #[command(flatten)]
-        others: order::Participants,
-        #[arg(long, default_value = "http://127.0.0.1:8088")]
-        notification: String,
-    },
+    Books(books::Places),
+    /// Many users order in an open shop, once a second each; then the books. Exits with 1 if anything was not as it should be.
+    Load(load::Options),
     /// One service, as a process of its own.
     #[command(subcommand)]
     Service(Service),
@@ -127,7 +123,8 @@ async fn run(command: Command, telemetry: telemetry::Options) -> Result<()> {
     match command {
         Command::Tour(transport) => tour::tour(transport.way).await,
         Command::Serve { transport, port_base } => serve::serve(transport.way, port_base).await,
-        Command::Books { order, others, notification } => books::close(&order, &others, &notification).await,
+        Command::Books(places) => books::close(&places).await,
+        Command::Load(options) => load::run(options).await,
         Command::Service(service) => telemetry::of(service.name(), service.serve()).await?,
     }
 }

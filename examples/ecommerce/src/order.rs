@@ -13,6 +13,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
     routing::{get, post},
 };
+use chrono::{DateTime, Utc};
 use saga_core::{Engine, Outcome, SagaId, Sagas, StepError, machine::Status, participant::Event};
 use saga_postgres::{InTransaction, PgOutbox, PgStore};
 use serde::{Deserialize, Serialize};
@@ -41,10 +42,11 @@ const SCHEMA: &str = "
         unit_price  bigint NOT NULL,
         quantity    bigint NOT NULL,
         total       bigint NOT NULL,
-        state       text NOT NULL CHECK (state IN ('PENDING', 'CONFIRMED', 'CANCELLED'))
+        state       text NOT NULL CHECK (state IN ('PENDING', 'CONFIRMED', 'CANCELLED')),
+        ended_at    timestamptz  -- when it got its final state
     );
     CREATE INDEX IF NOT EXISTS orders_of_user ON orders (user_id);
-    INSERT INTO product VALUES (1, 'MacBook Pro 16', 3500000), (2, 'Signed poster', 90000) ON CONFLICT DO NOTHING";
+    INSERT INTO product VALUES (1, 'MacBook Pro 16', 3500000), (2, 'Signed poster', 90000), (1000, 'Sticker', 100) ON CONFLICT DO NOTHING";
 
 /// How the saga's commands get to the other services.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -221,7 +223,7 @@ async fn look_up(db: &PgPool, sagas: &OrderSagas, saga: SagaId) -> Result<Json<V
     // First: once the saga has ended the row says how.
     let status = sagas.status(saga).await;
     let row: Option<Row> = sqlx::query_as(
-        "SELECT id, user_id, product_id, product, unit_price, quantity, total, state FROM orders WHERE id = $1",
+        "SELECT id, user_id, product_id, product, unit_price, quantity, total, state, ended_at FROM orders WHERE id = $1",
     )
     .bind(saga.as_uuid())
     .fetch_optional(db)
@@ -249,7 +251,7 @@ struct OfUser {
 
 async fn of_user(State(orders): State<Orders>, Query(of): Query<OfUser>) -> Result<Json<Vec<Value>>, Problem> {
     let rows: Vec<Row> = sqlx::query_as(
-        "SELECT id, user_id, product_id, product, unit_price, quantity, total, state FROM orders WHERE user_id = $1 ORDER BY id",
+        "SELECT id, user_id, product_id, product, unit_price, quantity, total, state, ended_at FROM orders WHERE user_id = $1 ORDER BY id",
     )
     .bind(of.user_id)
     .fetch_all(&orders.db)
@@ -257,12 +259,12 @@ async fn of_user(State(orders): State<Orders>, Query(of): Query<OfUser>) -> Resu
     Ok(Json(rows.into_iter().map(told).collect()))
 }
 
-type Row = (Uuid, i64, i64, String, i64, i64, i64, String);
+type Row = (Uuid, i64, i64, String, i64, i64, i64, String, Option<DateTime<Utc>>);
 
-fn told((id, user, product_id, product, unit_price, quantity, total, state): Row) -> Value {
+fn told((id, user, product_id, product, unit_price, quantity, total, state, ended): Row) -> Value {
     json!({
         "id": id, "userId": user, "productId": product_id, "product": product,
-        "unitPrice": unit_price, "quantity": quantity, "total": total, "state": state,
+        "unitPrice": unit_price, "quantity": quantity, "total": total, "state": state, "endedAt": ended,
     })
 }
 
@@ -286,11 +288,12 @@ pub async fn total(db: &PgPool, saga: SagaId) -> Result<i64, sqlx::Error> {
 /// For the saga: the order's state is a copy of the saga's, for queries. If it changes, others are told in the same transaction; a repeat changes nothing.
 pub async fn change(shop: &Shop, saga: SagaId, state: &str, event: &impl Event) -> Result<(), StepError> {
     let mut tx = shop.orders.begin().await?;
-    let changed = sqlx::query("UPDATE orders SET state = $2 WHERE id = $1 AND state = 'PENDING'")
-        .bind(saga.as_uuid())
-        .bind(state)
-        .execute(&mut *tx)
-        .await?;
+    let changed =
+        sqlx::query("UPDATE orders SET state = $2, ended_at = clock_timestamp() WHERE id = $1 AND state = 'PENDING'")
+            .bind(saga.as_uuid())
+            .bind(state)
+            .execute(&mut *tx)
+            .await?;
     if changed.rows_affected() == 1 {
         shop.outbox.publish(&mut tx, &saga.to_string(), event).await?;
     }

@@ -37,6 +37,7 @@ const SCHEMA: &str = "
         amount    bigint NOT NULL CHECK (amount > 0)
     );
     INSERT INTO account SELECT id, 20000000, 20000000 FROM generate_series(1, 100) id WHERE id <> 2 ON CONFLICT DO NOTHING;
+    INSERT INTO account SELECT id, 1000000000, 1000000000 FROM generate_series(1001, 2000) id ON CONFLICT DO NOTHING;
     INSERT INTO account VALUES (2, 1000000, 1000000) ON CONFLICT DO NOTHING";
 
 pub async fn serve(place: &Place) -> Result<()> {
