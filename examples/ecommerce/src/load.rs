@@ -68,12 +68,20 @@ fn duration(text: &str) -> Result<Duration> {
 #[derive(Default)]
 struct Seen {
     users: i64,
-    answered_in: Vec<Duration>,
+    answers: Vec<Answer>,
+    /// How often a user did not act at all, because the shop was too slow.
+    missed: usize,
     /// By their ids.
     orders: HashMap<String, Order>,
     /// Of answers that were not as they should be: what was wrong.
     failed: Vec<String>,
     last_answer: Option<SystemTime>,
+}
+
+/// A good one.
+struct Answer {
+    at: Instant,
+    took: Duration,
 }
 
 /// An order that was answered.
@@ -88,11 +96,12 @@ pub async fn run(options: Options) -> Result<()> {
     let http = Client::builder().pool_idle_timeout(Duration::from_secs(60)).timeout(Duration::from_secs(30)).build()?;
     let before: Books = read(&http, &options.books.order).await?;
     let seen = Arc::new(Mutex::new(Seen::default()));
-    let until = Instant::now() + options.ramp + options.hold;
+    let began = Instant::now();
+    let until = began + options.ramp + options.hold;
     let mut users = JoinSet::new();
     for number in 0..options.users {
         let user = User::new(FIRST_USER + number, &options, http.clone(), seen.clone());
-        let starts = Instant::now() + options.ramp.mul_f64(number as f64 / options.users as f64);
+        let starts = began + options.ramp.mul_f64(number as f64 / options.users as f64);
         users.spawn(user.act(starts, until));
     }
     let progress = tokio::spawn(tell_progress(seen.clone()));
@@ -106,7 +115,7 @@ pub async fn run(options: Options) -> Result<()> {
     asking.join_all().await;
 
     let after: Books = read(&http, &options.books.order).await?;
-    let report = Report::of(&options, &lock(&seen), after.unfinished);
+    let report = Report::of(&options, began, &lock(&seen), after.unfinished);
     let lines = books::compare(&options.books).await?;
     let balanced = books::balance(&lines);
     match options.json {
@@ -133,8 +142,8 @@ async fn tell_progress(seen: Arc<Mutex<Seen>>) {
     for second in 1.. {
         seconds.tick().await;
         let seen = lock(&seen);
-        let mut new = seen.answered_in[told..].to_vec();
-        told = seen.answered_in.len();
+        let mut new: Vec<Duration> = seen.answers[told..].iter().map(|answer| answer.took).collect();
+        told = seen.answers.len();
         let p95 =
             percentile(&mut new, 0.95).map_or_else(|| "-".into(), |p95| format!("{:.0}", p95.as_secs_f64() * 1e3));
         eprintln!(

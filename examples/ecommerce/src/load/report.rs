@@ -2,12 +2,16 @@
 
 use super::{Options, Seen};
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 pub(super) struct Report {
     users: i64,
     lasted: Duration,
     answers: usize,
+    missed: usize,
     per_second: f64,
     answered_in: Level,
     ended_in: Level,
@@ -50,7 +54,7 @@ pub(super) fn percentile(durations: &mut [Duration], share: f64) -> Option<Durat
 }
 
 impl Report {
-    pub(super) fn of(options: &Options, seen: &Seen, unfinished: i64) -> Self {
+    pub(super) fn of(options: &Options, began: Instant, seen: &Seen, unfinished: i64) -> Self {
         let ended = seen.orders.values().filter_map(|order| Some((order, order.ended.as_ref()?)));
         let last_end = ended.clone().map(|(_, (_, at))| *at).max();
         let mut states = BTreeMap::new();
@@ -61,13 +65,15 @@ impl Report {
         let took = ended.map(|(order, (_, at))| at.duration_since(order.meant).unwrap_or_default()).collect();
         let drained_in = last_end.zip(seen.last_answer).and_then(|(end, answer)| end.duration_since(answer).ok());
         // While all of them were there.
-        let full = |order: &&super::Order| seen.last_answer.is_some_and(|last| order.meant + options.hold >= last);
+        let all_are_there = began + options.ramp..began + options.ramp + options.hold;
+        let meanwhile = seen.answers.iter().filter(|answer| all_are_there.contains(&answer.at)).count();
         Self {
             users: options.users,
             lasted: options.ramp + options.hold,
-            answers: seen.orders.len() + seen.failed.len(),
-            per_second: seen.orders.values().filter(full).count() as f64 / options.hold.as_secs_f64().max(1.0),
-            answered_in: Level::of(seen.answered_in.clone()),
+            answers: seen.answers.len(),
+            missed: seen.missed,
+            per_second: meanwhile as f64 / options.hold.as_secs_f64().max(1.0),
+            answered_in: Level::of(seen.answers.iter().map(|answer| answer.took).collect()),
             ended_in: Level::of(took),
             states,
             unfinished,
@@ -82,10 +88,11 @@ impl Report {
 
     /// Why it is not, else. `placed` is how many orders the shop knows of.
     pub(super) fn is_good(&self, placed: i64) -> Result<(), String> {
-        let orders = self.answers - self.failed.len();
+        let orders = self.answers;
         match () {
             () if orders == 0 => Err("no order was answered".into()),
             () if !self.failed.is_empty() => Err(format!("{} checks failed", self.failed.len())),
+            () if self.missed > 0 => Err(format!("{} orders were not placed: the shop is too slow", self.missed)),
             () if self.unfinished > 0 => Err(format!("{} orders have not ended", self.unfinished)),
             () if self.ended() != orders => {
                 Err(format!("of {orders} orders only {} are known to have ended", self.ended()))
@@ -99,7 +106,7 @@ impl Report {
 
     pub(super) fn print(&self) {
         println!(
-            "\n   {} users, {:?}: {} answers, {:.0} orders/s while all were there\n",
+            "\n   {} users, {:?}: {} orders answered, {:.0} orders/s while all were there\n",
             self.users, self.lasted, self.answers, self.per_second
         );
         println!("   {:<44}{:>10}{:>10}{:>10}{:>10}", "in milliseconds", "p50", "p95", "p99", "max");
@@ -114,6 +121,7 @@ impl Report {
             println!("   {state:<44}{orders:>10}");
         }
         println!("   {:<44}{:>10}", "failed checks", self.failed.len());
+        println!("   {:<44}{:>10}", "orders not placed, the shop was too slow", self.missed);
         for (why, times) in self.reasons() {
             println!("      {times} x {why}");
         }
@@ -137,6 +145,7 @@ impl Report {
             "users": self.users,
             "seconds": self.lasted.as_secs_f64(),
             "answers": self.answers,
+            "missed": self.missed,
             "ordersPerSecond": (self.per_second * 10.0).round() / 10.0,
             "failedChecks": self.failed.len(),
             "reasons": self.reasons(),

@@ -1,6 +1,6 @@
 //! One of the users.
 
-use super::{Options, Order, PRODUCT, Seen, lock};
+use super::{Answer, Options, Order, PRODUCT, Seen, lock};
 use chrono::{DateTime, Utc};
 use reqwest::{Client, RequestBuilder, StatusCode};
 use serde::Deserialize;
@@ -13,6 +13,7 @@ use tokio::time::sleep_until;
 use uuid::Uuid;
 
 const BETWEEN: Duration = Duration::from_secs(1);
+const LATE: Duration = Duration::from_secs(10);
 /// How many orders are placed between two looks at what became of them; the shop tells of the last hundred.
 const BETWEEN_LOOKS: usize = 50;
 
@@ -43,13 +44,13 @@ impl User {
         Self { id, url, token: options.token.clone(), http, seen }
     }
 
-    /// Orders once a second; at once, if the answer to the one before took longer than that.
+    /// Orders once a second; at once, if the answer to the one before took longer than that. Who is still late when all should be over gives up.
     pub(super) async fn act(self, starts: Instant, until: Instant) -> Self {
         sleep_until(starts.into()).await;
         lock(&self.seen).users += 1;
         let mut meant = starts;
         let mut placed = 0;
-        while meant < until {
+        while meant < until && Instant::now() < until + LATE {
             sleep_until(meant.into()).await;
             self.order(meant).await;
             placed += 1;
@@ -58,7 +59,13 @@ impl User {
             }
             meant += BETWEEN;
         }
-        lock(&self.seen).users -= 1;
+        let mut seen = lock(&self.seen);
+        seen.users -= 1;
+        while meant < until {
+            seen.missed += 1;
+            meant += BETWEEN;
+        }
+        drop(seen);
         self
     }
 
@@ -66,13 +73,14 @@ impl User {
         let wanted = json!({ "userId": self.id, "productId": PRODUCT, "quantity": 1 });
         let request = self.http.post(&self.url).header("Idempotency-Key", Uuid::now_v7().to_string()).json(&wanted);
         let answer = self.answer(request).await;
-        let (answered_in, now) = (meant.elapsed(), SystemTime::now());
+        let (at, now) = (Instant::now(), SystemTime::now());
+        let took = at - meant;
         let mut seen = lock(&self.seen);
         seen.last_answer = Some(now);
         match answer {
             Ok(id) => {
-                seen.answered_in.push(answered_in);
-                seen.orders.insert(id, Order { meant: now - answered_in, ended: None });
+                seen.answers.push(Answer { at, took });
+                seen.orders.insert(id, Order { meant: now - took, ended: None });
             }
             Err(wrong) => seen.failed.push(wrong),
         }
