@@ -97,6 +97,7 @@ mod retry;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
+pub mod trace;
 pub mod transport;
 
 pub use definition::{BuildError, CompensationCx, Cx, Definition, Out, Saga, SagaBuilder};

@@ -1,7 +1,9 @@
 use crate::{
     SagaId, WorkerId,
     machine::Status,
-    store::{Append, Appended, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError, Then},
+    store::{
+        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError, Then,
+    },
 };
 use async_trait::async_trait;
 use std::{
@@ -158,6 +160,7 @@ impl Store for MemoryStore {
                 key: start.key.clone(),
                 status: Status::Running,
                 input: start.input.clone(),
+                trace: start.trace.clone(),
                 epoch: i64::from(start.owner.is_some()),
                 lapses: 0,
                 age: Duration::ZERO,
@@ -275,6 +278,17 @@ impl Store for MemoryStore {
 
     async fn read(&self, saga: SagaId) -> Result<Option<Record>, StoreError> {
         Ok(self.lock().record(saga))
+    }
+
+    async fn census(&self, names: &[String]) -> Result<Vec<Census>, StoreError> {
+        let inner = self.lock();
+        let of = |name: &String| {
+            let rows = || inner.sagas.values().filter(|row| row.record.name == *name);
+            let parked = rows().filter(|row| row.record.status == Status::Parked).count();
+            let unfinished = rows().filter(|row| !row.record.status.is_final());
+            Census { parked: parked as u64, oldest: unfinished.map(|row| row.started.elapsed()).max() }
+        };
+        Ok(names.iter().map(of).collect())
     }
 
     async fn unclaimable(&self) -> Result<Vec<DefinitionId>, StoreError> {

@@ -22,7 +22,7 @@
 //!
 //! [`testing::conformance`](crate::testing) checks all of this for any implementation.
 
-use crate::{Encoded, SagaId, WorkerId, machine::Status};
+use crate::{Encoded, SagaId, WorkerId, machine::Status, trace::TraceContext};
 use async_trait::async_trait;
 use std::time::Duration;
 use tokio::sync::broadcast;
@@ -40,6 +40,8 @@ pub struct Start {
     pub key: String,
     /// What the saga is started with.
     pub input: Encoded,
+    /// What its trace goes on from.
+    pub trace: TraceContext,
     /// The worker that will run it at once (at epoch 1); without one it is due now.
     pub owner: Option<WorkerId>,
 }
@@ -115,6 +117,8 @@ pub struct Record {
     pub status: Status,
     /// What it was started with.
     pub input: Encoded,
+    /// What its trace goes on from.
+    pub trace: TraceContext,
     /// Grows with each claim.
     pub epoch: i64,
     /// How many workers were lost while they owned it.
@@ -183,6 +187,15 @@ pub struct DefinitionId {
     pub version: u32,
 }
 
+/// How all sagas of a name stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// How many are parked.
+    pub parked: u64,
+    /// The age of the oldest that has not ended; `None` if all have.
+    pub oldest: Option<Duration>,
+}
+
 /// A durable place for sagas. What an implementer guarantees is said in [the module's docs](self).
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -237,6 +250,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// One saga with its journal, as last committed.
     async fn read(&self, saga: SagaId) -> Result<Option<Record>, StoreError>;
+
+    /// How the sagas of these names stand. Answers one by one, in the order of the names. It is asked several times a minute, so it must be cheap however many sagas there are.
+    async fn census(&self, names: &[String]) -> Result<Vec<Census>, StoreError>;
 
     /// Definitions with due sagas that no living worker has registered.
     async fn unclaimable(&self) -> Result<Vec<DefinitionId>, StoreError>;

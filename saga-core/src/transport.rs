@@ -51,6 +51,9 @@ pub trait Transport: Send + Sync + 'static {
         receiver: Arc<dyn Receiver>,
     ) -> Result<Box<dyn Consumer>, TransportError>;
 
+    /// What it is, as OpenTelemetry's `messaging.system` has it: `kafka`.
+    fn system(&self) -> &'static str;
+
     /// How many bytes a message may have in all. What is larger is refused.
     fn max_message_bytes(&self) -> usize;
 }

@@ -6,7 +6,9 @@ use saga_core::{
     CompensationCx, Cx, Engine, EngineBuilder, Error, MemoryStore, Out, Outcome, Retry, Saga, SagaBuilder, SagaId,
     StepError, WorkerId,
     machine::Status,
-    store::{Append, Appended, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError, Then},
+    store::{
+        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError, Then,
+    },
     testing::World,
 };
 use std::{
@@ -94,6 +96,7 @@ rigged! {
     find(name: &str, key: &str) -> Option<SagaId>;
     statuses(sagas: &[SagaId]) -> Vec<Option<Status>>;
     read(saga: SagaId) -> Option<Record>;
+    census(names: &[String]) -> Vec<Census>;
     unclaimable() -> Vec<DefinitionId>;
 }
 

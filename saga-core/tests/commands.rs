@@ -103,6 +103,10 @@ impl Transport for Wire {
         Ok(Box::new(Subscribed))
     }
 
+    fn system(&self) -> &'static str {
+        "local"
+    }
+
     fn max_message_bytes(&self) -> usize {
         1 << 20
     }

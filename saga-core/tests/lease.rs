@@ -7,7 +7,7 @@ use common::{Order, Script, World, engine, until};
 use saga_core::{
     Engine, MemoryStore, Outcome, SagaId, WorkerId,
     machine::Status,
-    store::{Append, Appended, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError},
+    store::{Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError},
 };
 use std::{
     sync::{
@@ -72,6 +72,7 @@ over_the_wire! {
     find(name: &str, key: &str) -> Option<SagaId>;
     statuses(sagas: &[SagaId]) -> Vec<Option<Status>>;
     read(saga: SagaId) -> Option<Record>;
+    census(names: &[String]) -> Vec<Census>;
     unclaimable() -> Vec<DefinitionId>;
 }
 

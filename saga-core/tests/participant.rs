@@ -543,6 +543,10 @@ impl Transport for AwayAtFirst {
         self.0.subscribe(subscription, receiver).await
     }
 
+    fn system(&self) -> &'static str {
+        "local"
+    }
+
     fn max_message_bytes(&self) -> usize {
         self.0.max_message_bytes()
     }

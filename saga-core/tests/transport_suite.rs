@@ -262,6 +262,10 @@ impl Transport for Node {
         })
     }
 
+    fn system(&self) -> &'static str {
+        "local"
+    }
+
     fn max_message_bytes(&self) -> usize {
         self.0.local.max_message_bytes()
     }

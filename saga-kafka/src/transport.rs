@@ -149,6 +149,10 @@ impl Transport for KafkaTransport {
         Member::new(self.settings.clone(), group, topics, works, self.metrics.clone()).start()
     }
 
+    fn system(&self) -> &'static str {
+        "kafka"
+    }
+
     fn max_message_bytes(&self) -> usize {
         self.publisher.max_message_bytes()
     }

@@ -8,6 +8,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0003_outbox.sql"),
     include_str!("migrations/0004_inbox_open.sql"),
     include_str!("migrations/0005_inbox_functions.sql"),
+    include_str!("migrations/0006_unfinished.sql"),
 ];
 
 /// A schema's name goes into the SQL as it is.

@@ -35,7 +35,7 @@ queries! {
     claim_due claim_mailed journals unread owned disown
     mail post drop_dead_mail
     join beat leave bury orphans sweep
-    register registered unclaimable
+    register registered census unclaimable
     find statuses read
     notify
     inbox_enter inbox_keep inbox_end inbox_prune

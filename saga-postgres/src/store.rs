@@ -3,7 +3,10 @@ use async_trait::async_trait;
 use saga_core::{
     Encoded, SagaId, WorkerId,
     machine::Status,
-    store::{Append, Appended, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError, Then},
+    store::{
+        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError, Then,
+    },
+    trace::TraceContext,
 };
 use sqlx::{
     PgConnection, PgPool, Postgres, Row,
@@ -294,6 +297,9 @@ impl PgStore {
         let keys: Vec<&str> = batch.iter().map(|start| start.key.as_str()).collect();
         let inputs: Vec<&[u8]> = batch.iter().map(|start| start.input.as_str().as_bytes()).collect();
         let owners: Vec<Option<Uuid>> = batch.iter().map(|start| start.owner.map(WorkerId::as_uuid)).collect();
+        let parents: Vec<Option<&str>> = batch.iter().map(|start| start.trace.traceparent.as_deref()).collect();
+        let states: Vec<Option<&str>> = batch.iter().map(|start| start.trace.tracestate.as_deref()).collect();
+        let baggage: Vec<Option<&str>> = batch.iter().map(|start| start.trace.baggage.as_deref()).collect();
         self.inner.sent.fetch_add(1, Ordering::Relaxed);
         let sql = sqlx::query(self.queries().start.clone());
         let rows = sql
@@ -303,6 +309,9 @@ impl PgStore {
             .bind(&keys)
             .bind(inputs)
             .bind(owners)
+            .bind(parents)
+            .bind(states)
+            .bind(baggage)
             .fetch_all(&mut *connection)
             .await
             .map_err(|error| meaning_of(&error))?;
@@ -513,6 +522,18 @@ impl Store for PgStore {
         Ok(Some(Record { journal: column(row, "journal")?, mail, ..record(row)? }))
     }
 
+    async fn census(&self, names: &[String]) -> Result<Vec<Census>, StoreError> {
+        let rows = self.rows(sqlx::query(self.queries().census.clone()).bind(names)).await?;
+        let read = |row: &PgRow| {
+            let oldest: Option<i64> = column(row, "oldest_ms")?;
+            Ok(Census {
+                parked: column::<i64>(row, "parked")?.unsigned_abs(),
+                oldest: oldest.map(|age| Duration::from_millis(age.try_into().unwrap_or(0))),
+            })
+        };
+        rows.iter().map(read).collect()
+    }
+
     async fn unclaimable(&self) -> Result<Vec<DefinitionId>, StoreError> {
         let rows = self.rows(sqlx::query(self.queries().unclaimable.clone())).await?;
         rows.iter()
@@ -547,6 +568,11 @@ fn record(row: &PgRow) -> Result<Record, StoreError> {
         key: column(row, "key")?,
         status: status(column(row, "status")?)?,
         input: input.map_err(|error| StoreError::Unavailable(error.to_string()))?,
+        trace: TraceContext {
+            traceparent: column(row, "traceparent")?,
+            tracestate: column(row, "tracestate")?,
+            baggage: column(row, "baggage")?,
+        },
         epoch: column(row, "epoch")?,
         lapses: column::<i32>(row, "lapses")?.unsigned_abs(),
         age: Duration::from_millis(column::<i64>(row, "age_ms")?.try_into().unwrap_or(0)),

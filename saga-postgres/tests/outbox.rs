@@ -465,6 +465,10 @@ impl Transport for Frozen {
         self.broker.subscribe(subscription, receiver).await
     }
 
+    fn system(&self) -> &'static str {
+        "local"
+    }
+
     fn max_message_bytes(&self) -> usize {
         self.broker.max_message_bytes()
     }

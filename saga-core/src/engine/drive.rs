@@ -11,9 +11,15 @@ use crate::{
     machine::{Cause, Clock, Course, Event, Input, Millis, Outcome, State, Status, Step, Tries},
     message::{Answer, CommandAttributes, CommandId, Op, Reply},
     store::{Append, Appended, Hint, Mail, Record, StoreError, Then},
+    trace,
     transport::PublishError,
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use opentelemetry::{
+    Context, KeyValue, StringValue,
+    context::FutureExt as _,
+    trace::{SpanKind, TraceContextExt},
+};
 use serde::{Deserialize, Serialize};
 use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
 use tokio::{
@@ -37,7 +43,10 @@ pub(crate) struct Drive {
     process: Arc<dyn Process>,
     lease: Lease,
     saga: SagaId,
+    name: StringValue,
     input: Encoded,
+    /// What everything that is done for the saga is a part of.
+    trace: Context,
     epoch: i64,
     /// The saga's age when it came into memory, and when that was.
     age: (Millis, Instant),
@@ -107,7 +116,9 @@ impl Drive {
     ) -> Self {
         let mut drive = Self {
             saga: record.saga,
+            name: record.name.into(),
             input: record.input,
+            trace: record.trace.context_of(record.saga),
             epoch: record.epoch,
             age: (Millis::try_from(record.age.as_millis()).unwrap_or(Millis::MAX / 2), Instant::now()),
             status: record.status,
@@ -157,7 +168,12 @@ impl Drive {
     }
 
     /// Runs until the saga ended, was released, or was lost.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(self) {
+        let trace = self.trace.clone();
+        self.drive().with_context(trace).await;
+    }
+
+    async fn drive(mut self) {
         let shared = self.shared.clone();
         let lease = self.lease.clone();
         let mut lost = pin!(lease.lost());
@@ -417,13 +433,17 @@ impl Drive {
         let message = messages.message(&attributes, sending, body);
         let allowed = if op == Op::Do { node.forward.timeout } else { node.compensation.timeout };
         let until = self.now() + Millis::try_from(allowed.as_millis()).unwrap_or(Millis::MAX / 2);
-        let limits = Limits { shared: self.shared.clone(), lease: self.lease.clone() };
+        let limits = self.limits(step, op, attempt);
         let publish = messages.send(sending.topic, message);
         let sent = Sent { op, generation, attempt };
         // A broker's refusal says that this attempt did not happen, and nothing of earlier ones.
         let first = !tries.in_doubt && tries.awaiting.is_none();
         Box::pin(async move {
-            let outcome = match limits.attempt(allowed, publish).await {
+            let published = limits.attempt(allowed, publish, |published| match published {
+                Ok(()) => ("sent", None),
+                Err(error) => ("not sent", Some(error.to_string())),
+            });
+            let outcome = match published.await {
                 Attempt::Ended(Ok(())) => return (step, Attempted::Publication(sent, Ok(until))),
                 Attempt::Ended(Err(error @ PublishError::Refused(_))) if first => Outcome::Fail(cut(error.to_string())),
                 Attempt::Ended(Err(error)) => Outcome::Unknown(cut(error.to_string())),
@@ -434,6 +454,18 @@ impl Drive {
         })
     }
 
+    fn limits(&self, step: StepIndex, op: Op, number: u32) -> Limits {
+        Limits {
+            shared: self.shared.clone(),
+            lease: self.lease.clone(),
+            trace: self.trace.clone(),
+            saga: self.saga,
+            name: self.process.graph().node(step).name.clone().into(),
+            op,
+            number,
+        }
+    }
+
     fn attempt(&self, step: StepIndex) -> BoxFuture<'static, (StepIndex, Attempted)> {
         let node = self.process.graph().node(step);
         let op = self.op_of(step);
@@ -442,7 +474,7 @@ impl Drive {
         }
         let arguments = self.arguments(step);
         let (made, generation) = self.state.tries(step).map_or((0, 0), |tries| (tries.made, tries.generation));
-        let limits = Limits { shared: self.shared.clone(), lease: self.lease.clone() };
+        let limits = self.limits(step, op, made + 1);
         match (&self.state.steps()[step], arguments) {
             (Step::Undoing { output, .. }, Some(arguments)) => {
                 let cause = match self.state.course() {
@@ -454,7 +486,11 @@ impl Drive {
                 let work = self.process.compensate(step, call, arguments, output.clone());
                 let allowed = node.compensation.timeout;
                 Box::pin(async move {
-                    let outcome = match limits.attempt(allowed, work).await {
+                    let outcome = limits.attempt(allowed, work, |outcome| match outcome {
+                        Ok(()) => ("success", None),
+                        Err(error) => ("failure", Some(error.clone())),
+                    });
+                    let outcome = match outcome.await {
                         Attempt::Ended(outcome) => outcome,
                         Attempt::Unknown(error) => Err(error),
                         Attempt::NotBegun => return (step, Attempted::NotBegun),
@@ -468,7 +504,9 @@ impl Drive {
                 let allowed = node.forward.timeout;
                 let longest = self.shared.config.payload;
                 Box::pin(async move {
-                    let outcome = match limits.attempt(allowed, work).await {
+                    let outcome =
+                        limits.attempt(allowed, work, |outcome| (outcome.name(), outcome.error().map(Into::into)));
+                    let outcome = match outcome.await {
                         Attempt::Ended(Outcome::Success(output)) if output.as_str().len() > longest => {
                             too_large(&output, longest)
                         }
@@ -570,6 +608,7 @@ impl Drive {
         }
         if let Some(status) = append.status {
             self.status = status;
+            self.shared.metrics.ended(&self.name, status, Duration::from_millis(self.now()));
             if let Some(ended) = Ended::of(self.process.graph(), self.process.output(), &self.state) {
                 self.shared.store.hint(Hint::Ended);
                 self.ended.send_replace(Some(ended));
@@ -641,29 +680,37 @@ async fn wait_until(timer: Option<Instant>) {
     }
 }
 
-/// What bounds an attempt.
+/// What bounds an attempt, and which one it is.
 struct Limits {
     shared: Arc<Shared>,
     lease: Lease,
+    trace: Context,
+    saga: SagaId,
+    /// The step's.
+    name: StringValue,
+    op: Op,
+    number: u32,
 }
 
 impl Limits {
     /// Runs one attempt within the limits of concurrency, lease and time, in a task of its own: whatever the user's code does there, a panic
-    /// on drop included, is its attempt's affair.
+    /// on drop included, is its attempt's affair. `told` names the outcome, and says why it is no success.
     async fn attempt<T: Send + 'static>(
         self,
         allowed: Duration,
         work: impl Future<Output = T> + Send + 'static,
+        told: impl FnOnce(&T) -> (&'static str, Option<String>),
     ) -> Attempt<T> {
         let _permit = self.shared.attempts.acquire().await;
         if !self.lease.holds() || self.shared.draining.is_cancelled() {
             return Attempt::NotBegun;
         }
+        let (span, began) = (self.span(), Instant::now());
         let lease = self.lease;
         // The process may stand still before the task begins: only what is looked at there counts.
         let work = async move { if lease.holds() { Some(work.await) } else { None } };
-        let work = AbortOnDropHandle::new(self.shared.drives.spawn(work));
-        match timeout(allowed, work).await {
+        let work = AbortOnDropHandle::new(self.shared.drives.spawn(work.with_context(span.clone())));
+        let attempt = match timeout(allowed, work).await {
             Ok(Ok(Some(outcome))) => Attempt::Ended(outcome),
             Ok(Ok(None)) => Attempt::NotBegun,
             Ok(Err(stopped)) => Attempt::Unknown(match stopped.try_into_panic() {
@@ -671,7 +718,29 @@ impl Limits {
                 Err(stopped) => format!("it was stopped: {stopped}"),
             }),
             Err(_) => Attempt::Unknown(format!("no answer within {allowed:?}")),
+        };
+        let (outcome, error) = match &attempt {
+            Attempt::Ended(outcome) => told(outcome),
+            Attempt::Unknown(error) => ("unknown", Some(error.clone())),
+            Attempt::NotBegun => ("not begun", None),
+        };
+        if let Some(error) = error {
+            trace::failed(&span, &error);
         }
+        self.shared.metrics.attempt(&self.name, self.op, outcome, began.elapsed());
+        span.span().end();
+        attempt
+    }
+
+    fn span(&self) -> Context {
+        let verb = if self.op == Op::Do { "step" } else { "compensate" };
+        trace::begin(format!("saga {verb} {}", self.name), SpanKind::Internal, &self.trace, || {
+            vec![
+                KeyValue::new("saga.id", self.saga.to_string()),
+                KeyValue::new("saga.step", self.name.clone()),
+                KeyValue::new("saga.attempt", i64::from(self.number)),
+            ]
+        })
     }
 }
 

@@ -10,11 +10,13 @@ use crate::{
     definition::Sending,
     message::{CommandAttributes, Message, Reply},
     store::{Hint, Mail, Posted, StoreError},
+    trace,
     transport::{
         Consumer, Outgoing, PublishError, Receiver, Subscription, Transport, TransportError, Unavailable, Verdict,
     },
 };
 use async_trait::async_trait;
+use opentelemetry::Context;
 use std::sync::Arc;
 
 /// How many replies are put into mailboxes at a time.
@@ -34,18 +36,17 @@ impl Messages {
 
     /// Publishes a command.
     pub(crate) async fn send(self: Arc<Self>, topic: &'static str, message: Message) -> Result<(), PublishError> {
+        let mut message = message;
+        let sending = trace::send(self.transport.system(), topic, &mut message, &Context::current());
         let outgoing = [Outgoing { topic: topic.into(), message }];
         let answer = self.transport.publish(&outgoing).await.pop();
-        answer.unwrap_or_else(|| Err(PublishError::Unavailable("the transport gave no answer".into())))
+        let answer = answer.unwrap_or_else(|| Err(PublishError::Unavailable("the transport gave no answer".into())));
+        answer.inspect_err(|error| sending.failed(error))
     }
 
     /// A command as a message.
     pub(crate) fn message(&self, attributes: &CommandAttributes, sending: &Sending, body: &Encoded) -> Message {
-        let mut message = attributes.message(&self.service, sending.kind, body);
-        // One trace a saga.
-        let (trace, span) = (attributes.id.saga.as_uuid().simple(), fastrand::u64(1..));
-        message.headers.insert("traceparent".into(), format!("00-{trace}-{span:016x}-00"));
-        message
+        attributes.message(&self.service, sending.kind, body)
     }
 }
 
@@ -53,11 +54,14 @@ impl Messages {
 pub(crate) async fn receive(shared: Arc<Shared>, messages: &Messages) -> Result<Box<dyn Consumer>, TransportError> {
     let subscription =
         Subscription { group: messages.service.clone(), topics: vec![messages.reply_to()], batch: REPLIES_AT_A_TIME };
-    messages.transport.subscribe(subscription, Arc::new(Replies { shared })).await
+    let (system, topic) = (messages.transport.system(), messages.reply_to());
+    messages.transport.subscribe(subscription, Arc::new(Replies { shared, system, topic })).await
 }
 
 struct Replies {
     shared: Arc<Shared>,
+    system: &'static str,
+    topic: String,
 }
 
 #[async_trait]
@@ -65,6 +69,8 @@ impl Receiver for Replies {
     async fn receive(&self, batch: &[Message]) -> Result<Vec<Verdict>, Unavailable> {
         let mut verdicts = vec![Verdict::Done; batch.len()];
         let (mut mail, mut places) = (vec![], vec![]);
+        let _processing: Vec<Context> =
+            batch.iter().map(|message| trace::process(self.system, &self.topic, message)).collect();
         for (place, message) in batch.iter().enumerate() {
             let read = Reply::of(message).map_err(|error| error.to_string());
             let letter = read.and_then(|reply| {

@@ -6,6 +6,7 @@ mod drive;
 mod journal;
 mod lease;
 mod messages;
+mod metrics;
 mod outcomes;
 mod sagas;
 mod worker;
@@ -24,6 +25,7 @@ use committer::Committer;
 use drive::Drive;
 use lease::Lease;
 use messages::Messages;
+use metrics::Metrics;
 use outcomes::Outcomes;
 use sagas::Ended;
 use std::{
@@ -181,6 +183,7 @@ impl EngineBuilder {
             attempts: Semaphore::new(self.config.attempts),
             quarantine: Arc::new(Semaphore::new(1)),
             outcomes: Outcomes::default(),
+            metrics: Metrics::new(),
             messages: self.messages,
             work: Notify::new(),
             mail: Notify::new(),
@@ -202,6 +205,7 @@ impl EngineBuilder {
             shared.spawn(worker::bring_mail(shared.clone()));
             shared.spawn(worker::take_over_from_the_dead(shared.clone()));
             shared.spawn(worker::warn_of_the_unclaimable(shared.clone()));
+            shared.spawn(metrics::take_census(shared.clone()));
         }
         let mut engine = Engine { shared: shared.clone(), replies: None };
         if let (Some(_), Some(messages)) = (commanding, &shared.messages) {
@@ -228,6 +232,7 @@ pub(crate) struct Shared {
     /// Room for one saga that may be what kills its workers.
     quarantine: Arc<Semaphore>,
     outcomes: Outcomes,
+    metrics: Metrics,
     /// How commands are sent; `None` when no saga sends any.
     messages: Option<Arc<Messages>>,
     /// There may be work to claim.
@@ -338,6 +343,7 @@ impl Shared {
             key: start.key,
             status: Status::Running,
             input: start.input,
+            trace: start.trace,
             epoch: 1,
             lapses: 0,
             age: Duration::ZERO,

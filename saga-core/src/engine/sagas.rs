@@ -4,8 +4,10 @@ use crate::{
     definition::{Graph, StepIndex},
     machine::{Cause, Course, Event, State, Status, Step},
     store::{Hint, Mail, Posted, Start, Started as Answer, StoreError},
+    trace::{self, TraceContext},
     transport::TransportError,
 };
+use opentelemetry::{Context, KeyValue, trace::SpanKind};
 use std::{fmt, sync::Arc};
 use tokio::{sync::watch, time::timeout};
 use uuid::Uuid;
@@ -197,7 +199,7 @@ impl<S: Saga> Sagas<S> {
     /// be kept; [`Error::Store`] when the store did not answer within [`Config::patience`](super::Config::patience): whether the saga was started is then not known, and
     /// calling again with the same key resolves it.
     pub async fn submit(&self, key: impl Into<String>, input: S::Input) -> Result<Started<S>, Error> {
-        let (start, key) = self.start(key.into(), &input)?;
+        let (start, key, _anchor) = self.start(key.into(), &input)?;
         let saga = start.saga;
         let input = start.input.clone();
         let patience = self.shared.config.patience;
@@ -212,7 +214,7 @@ impl<S: Saga> Sagas<S> {
     /// # Errors
     /// As [`submit`](Self::submit), for the input.
     pub fn to_start(&self, key: impl Into<String>, input: &S::Input) -> Result<Start, Error> {
-        self.start(key.into(), input).map(|(start, _)| start)
+        self.start(key.into(), input).map(|(start, ..)| start)
     }
 
     /// What a store's answer to [`to_start`](Self::to_start) means.
@@ -223,21 +225,32 @@ impl<S: Saga> Sagas<S> {
         self.started(start.saga, start.key.clone(), &start.input, answer, None).await
     }
 
-    fn start(&self, key: String, input: &S::Input) -> Result<(Start, String), Error> {
+    /// The last part is a span, and lasts until it is dropped.
+    fn start(&self, key: String, input: &S::Input) -> Result<(Start, String, Context), Error> {
         self.definition.as_ref().map_err(Clone::clone)?;
         let input = Encoded::of(input)?;
         self.fits(input.as_str())?;
         // Some types write what they cannot read (a NaN, a deep tree): no step could ever read it.
         input.decode::<S::Input>()?;
+        let saga = SagaId::generate();
+        let name = format!("saga start {}", S::NAME);
+        let anchor = trace::begin(name, SpanKind::Internal, &Context::current(), || {
+            vec![
+                KeyValue::new("saga.id", saga.to_string()),
+                KeyValue::new("saga.name", S::NAME),
+                KeyValue::new("saga.version", i64::from(S::VERSION)),
+            ]
+        });
         let start = Start {
-            saga: SagaId::generate(),
+            saga,
+            trace: TraceContext::of(&anchor),
             name: S::NAME.into(),
             version: S::VERSION,
             key: key.clone(),
             input,
             owner: None,
         };
-        Ok((start, key))
+        Ok((start, key, anchor))
     }
 
     fn fits(&self, text: &str) -> Result<(), Error> {
@@ -254,7 +267,10 @@ impl<S: Saga> Sagas<S> {
         ended: Option<watch::Receiver<Option<Ended>>>,
     ) -> Result<Started<S>, Error> {
         match answer {
-            Answer::New => Ok(Started { sagas: self.clone(), saga, ended, new: true }),
+            Answer::New => {
+                self.shared.metrics.started(S::NAME);
+                Ok(Started { sagas: self.clone(), saga, ended, new: true })
+            }
             Answer::Existing { saga, same_input } if same_input || self.means_the_same(saga, input).await? => {
                 Ok(Started { sagas: self.clone(), saga, ended: None, new: false })
             }

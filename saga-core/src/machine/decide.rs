@@ -24,6 +24,27 @@ pub enum Outcome {
     Broken(String),
 }
 
+impl Outcome {
+    /// What it is called.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Success(_) => "success",
+            Self::Retry(_) => "retry",
+            Self::Fail(_) => "fail",
+            Self::Unknown(_) => "unknown",
+            Self::Broken(_) => "broken",
+        }
+    }
+
+    /// What it says if it is no success.
+    pub fn error(&self) -> Option<&str> {
+        match self {
+            Self::Success(_) => None,
+            Self::Retry(error) | Self::Fail(error) | Self::Unknown(error) | Self::Broken(error) => Some(error),
+        }
+    }
+}
+
 /// What happened outside.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Input {

@@ -3,12 +3,14 @@ use crate::{
     Encoded, SagaId, StepError,
     error::{panic_message, shortened},
     message::{Answer, CommandAttributes, CommandId, Message, Op},
+    trace::{self, Sending},
     transport::{
         Consumer, Outgoing, PublishError, Receiver, Subscription, Transport, TransportError, Unavailable, Verdict,
     },
 };
 use async_trait::async_trait;
 use futures::future::BoxFuture;
+use opentelemetry::Context;
 use std::{
     collections::{BTreeSet, HashMap},
     fmt,
@@ -148,6 +150,7 @@ pub struct Participant<I: Inbox, D> {
 /// What is done about one type of command.
 struct Handling<D, Tx> {
     op: Op,
+    topic: &'static str,
     /// Whether a payload can be read.
     check: fn(&[u8]) -> Result<(), String>,
     handler: Handler<D, Tx>,
@@ -210,7 +213,7 @@ impl<I: Inbox, D: Send + Sync + 'static> Participant<I, D> {
             })
         });
         let check = |data: &[u8]| read::<C>(data).map(drop);
-        self.handlers.insert(C::TYPE, Handling { op, check, handler: erased });
+        self.handlers.insert(C::TYPE, Handling { op, topic: C::TOPIC, check, handler: erased });
         self.topics.insert(C::TOPIC);
         self
     }
@@ -273,10 +276,14 @@ impl<I: Inbox, D: Send + Sync + 'static> Receiver for Host<I, D> {
             }
         }
         let answers = self.participant.inbox.handle(&jobs).await?;
-        let replies: Vec<Outgoing> =
-            received.iter().zip(&answers).map(|(received, answer)| self.reply(received, answer)).collect();
+        let answered = received.iter().zip(&jobs).zip(&answers);
+        let (replies, sendings): (Vec<Outgoing>, Vec<Sending>) =
+            answered.map(|((received, job), answer)| self.reply(received, &job.context(), answer)).unzip();
         // Not before they are out does a command count as dealt with: after a crash it comes again, and is answered from the inbox.
         let published = self.transport.publish(&replies).await;
+        for (published, sending) in published.iter().zip(sendings) {
+            let _ = published.as_ref().inspect_err(|error| sending.failed(*error));
+        }
         for ((received, place), published) in received.into_iter().zip(places).zip(published) {
             match (published, received.rejected) {
                 (Err(PublishError::Unavailable(error)), _) => return Err(Unavailable(error)),
@@ -312,8 +319,9 @@ impl<I: Inbox, D: Send + Sync + 'static> Host<I, D> {
     ) -> Job<I::Tx> {
         let (deps, id, attempt) = (self.participant.deps.clone(), attributes.id.clone(), attributes.attempt);
         let (headers, message) = (Arc::new(message.headers.clone()), Arc::new(message.clone()));
+        let origin = message.clone();
         let longest = self.transport.max_message_bytes() / 2;
-        Job::new(attributes.id.clone(), attributes.op, self.participant.allowed, move |tx, kept| {
+        let job = Job::new(attributes.id.clone(), attributes.op, self.participant.allowed, move |tx, kept| {
             let (id, deps, headers) = (id.clone(), deps.clone(), headers.clone());
             let (handler, message) = (handler.clone(), message.clone());
             Box::pin(async move {
@@ -326,11 +334,17 @@ impl<I: Inbox, D: Send + Sync + 'static> Host<I, D> {
                     _ => Ok(reply),
                 }
             })
-        })
+        });
+        match self.participant.handlers.get(origin.kind.as_str()) {
+            Some(Handling { topic, .. }) => job.of(self.transport.system(), topic, origin),
+            None => job,
+        }
     }
 
-    fn reply(&self, received: &Received<'_>, answer: &Answer) -> Outgoing {
+    fn reply(&self, received: &Received<'_>, parent: &Context, answer: &Answer) -> (Outgoing, Sending) {
         let topic = received.attributes.reply_to.clone();
-        Outgoing { topic, message: received.attributes.reply(&self.participant.name, received.message, answer) }
+        let mut message = received.attributes.reply(&self.participant.name, received.message, answer);
+        let sending = trace::send(self.transport.system(), &topic, &mut message, parent);
+        (Outgoing { topic, message }, sending)
     }
 }

@@ -101,7 +101,7 @@ pub struct Listener<I: Inbox, D> {
     name: String,
     inbox: I,
     deps: Arc<D>,
-    handlers: HashMap<&'static str, Handler<D, I::Tx>>,
+    handlers: HashMap<&'static str, (&'static str, Handler<D, I::Tx>)>,
     topics: BTreeSet<&'static str>,
     allowed: Duration,
 }
@@ -131,7 +131,7 @@ impl<I: Inbox, D: Send + Sync + 'static> Listener<I, D> {
                 Ok(Encoded::null())
             })
         });
-        self.handlers.insert(E::TYPE, erased);
+        self.handlers.insert(E::TYPE, (E::TOPIC, erased));
         self.topics.insert(E::TOPIC);
         self
     }
@@ -149,17 +149,27 @@ impl<I: Inbox, D: Send + Sync + 'static> Listener<I, D> {
     pub async fn start(self, transport: Arc<dyn Transport>) -> Result<Participating, TransportError> {
         let topics = self.topics.iter().map(ToString::to_string).collect();
         let subscription = Subscription { group: self.name.clone(), topics, batch: 50 };
-        Ok(Participating { consumer: transport.subscribe(subscription, Arc::new(self)).await? })
+        let listening = Listening { listener: self, system: transport.system() };
+        Ok(Participating { consumer: transport.subscribe(subscription, Arc::new(listening)).await? })
     }
+}
 
+struct Listening<I: Inbox, D> {
+    listener: Listener<I, D>,
+    system: &'static str,
+}
+
+impl<I: Inbox, D: Send + Sync + 'static> Listening<I, D> {
     /// An event is a command without an answer: what the barrier is kept by is made of its source and id.
     fn job(&self, message: &Message) -> Option<Job<I::Tx>> {
-        let handler = self.handlers.get(message.kind.as_str())?.clone();
-        let (deps, event) = (self.deps.clone(), Arc::new(message.clone()));
-        let id = CommandId { saga: identity(message), step: format!("event {}", self.name), generation: 0 };
-        Some(Job::new(id, Op::Do, self.allowed, move |tx, _| {
+        let (topic, handler) = self.listener.handlers.get(message.kind.as_str())?.clone();
+        let (deps, event) = (self.listener.deps.clone(), Arc::new(message.clone()));
+        let id = CommandId { saga: identity(message), step: format!("event {}", self.listener.name), generation: 0 };
+        let origin = event.clone();
+        let job = Job::new(id, Op::Do, self.listener.allowed, move |tx, _| {
             handler(EventCx { deps: deps.clone(), message: event.clone() }, tx, event.clone())
-        }))
+        });
+        Some(job.of(self.system, topic, origin))
     }
 
     /// Handles events that are all of different keys, so that none of them has to wait for another.
@@ -167,7 +177,7 @@ impl<I: Inbox, D: Send + Sync + 'static> Listener<I, D> {
         let job = |&(place, message): &(usize, &Message)| Some((place, self.job(message)?));
         let (mut places, mut jobs): (Vec<usize>, Vec<Job<I::Tx>>) = run.iter().filter_map(job).unzip();
         for attempt in 1.. {
-            let answers = self.inbox.handle(&jobs).await?;
+            let answers = self.listener.inbox.handle(&jobs).await?;
             let mut again = vec![];
             for ((answer, job), &place) in answers.into_iter().zip(jobs).zip(&places) {
                 match answer {
@@ -191,7 +201,7 @@ impl<I: Inbox, D: Send + Sync + 'static> Listener<I, D> {
 }
 
 #[async_trait]
-impl<I: Inbox, D: Send + Sync + 'static> Receiver for Listener<I, D> {
+impl<I: Inbox, D: Send + Sync + 'static> Receiver for Listening<I, D> {
     async fn receive(&self, batch: &[Message]) -> Result<Vec<Verdict>, Unavailable> {
         let mut verdicts = vec![Verdict::Done; batch.len()];
         let mut left: Vec<(usize, &Message)> = batch.iter().enumerate().collect();

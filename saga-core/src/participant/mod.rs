@@ -73,12 +73,18 @@ pub use memory::MemoryInbox;
 use crate::{
     Encoded, Payload, StepError,
     error::{panic_message, shortened},
-    message::{Answer, CommandId, Op},
+    message::{Answer, CommandId, Message, Op},
+    trace::{self, TraceContext},
     transport::Unavailable,
 };
 use async_trait::async_trait;
 use futures::{FutureExt, future::BoxFuture};
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use opentelemetry::{Context, context::FutureExt as _, trace::TraceContextExt};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use tokio::time::timeout;
 
 /// A message that asks a participant to do something, and what it answers.
@@ -136,6 +142,16 @@ pub struct Job<Tx> {
     pub op: Op,
     work: Work<Tx>,
     allowed: Duration,
+    origin: Option<Origin>,
+}
+
+/// The message that a job came with.
+struct Origin {
+    system: &'static str,
+    topic: &'static str,
+    message: Arc<Message>,
+    /// The span of the work, once it was done.
+    done: Mutex<Option<Context>>,
 }
 
 /// What a job does. May be called again after what it wrote was rolled back.
@@ -157,7 +173,20 @@ impl<Tx: Send + 'static> Job<Tx> {
     where
         W: for<'t> Fn(&'t mut Tx, Option<Encoded>) -> BoxFuture<'t, Result<Encoded, StepError>> + Send + Sync + 'static,
     {
-        Self { id, op, work: Arc::new(work), allowed }
+        Self { id, op, work: Arc::new(work), allowed, origin: None }
+    }
+
+    /// The same, as part of the trace of a message.
+    pub(crate) fn of(mut self, system: &'static str, topic: &'static str, message: Arc<Message>) -> Self {
+        self.origin = Some(Origin { system, topic, message, done: Mutex::default() });
+        self
+    }
+
+    /// What the answer to it is a part of.
+    pub(crate) fn context(&self) -> Context {
+        let Some(Origin { message, done, .. }) = &self.origin else { return Context::current() };
+        let done = done.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        done.unwrap_or_else(|| TraceContext::of_headers(&message.headers).context())
     }
 
     /// How long the work may take.
@@ -167,6 +196,22 @@ impl<Tx: Send + 'static> Job<Tx> {
 
     /// Does the work; `kept` is the reply that was kept when the command was done, for an undo.
     pub async fn work(&self, tx: &mut Tx, kept: Option<Encoded>) -> Worked {
+        let Some(Origin { system, topic, message, done }) = &self.origin else {
+            return self.attempt(tx, kept).await;
+        };
+        let context = trace::process(system, topic, message);
+        let worked = self.attempt(tx, kept).with_context(context.clone()).await;
+        match &worked {
+            Worked::Returned(Ok(_)) => {}
+            Worked::Returned(Err(error)) => trace::failed(&context, &error.to_string()),
+            Worked::Broke(error) => trace::failed(&context, error),
+        }
+        context.span().end();
+        *done.lock().unwrap_or_else(PoisonError::into_inner) = Some(context);
+        worked
+    }
+
+    async fn attempt(&self, tx: &mut Tx, kept: Option<Encoded>) -> Worked {
         let work = AssertUnwindSafe(async { (self.work)(tx, kept).await }).catch_unwind();
         match timeout(self.allowed, work).await {
             Ok(Ok(returned)) => Worked::Returned(returned),

@@ -275,6 +275,7 @@ cases! {
         looking_changes_nothing
         a_record_is_read_as_it_was_at_one_moment
         the_first_fingerprint_of_a_definition_stands
+        the_census_tells_the_parked_and_the_oldest_of_each_name
         what_no_living_worker_knows_is_unclaimable
     }
     hint {

@@ -5,7 +5,7 @@ use crate::{
     definition::{Arguments, Call, Graph, Process, Sending, StepIndex},
     machine::{Outcome, Status},
     message::Op,
-    store::{Append, Appended, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError},
+    store::{Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError},
 };
 use async_trait::async_trait;
 use futures::future::BoxFuture;
@@ -349,6 +349,9 @@ impl Store for FaultyStore {
     }
     async fn read(&self, saga: SagaId) -> Result<Option<Record>, StoreError> {
         self.inner.read(saga).await
+    }
+    async fn census(&self, names: &[String]) -> Result<Vec<Census>, StoreError> {
+        self.inner.census(names).await
     }
     async fn unclaimable(&self) -> Result<Vec<DefinitionId>, StoreError> {
         self.inner.unclaimable().await

@@ -136,6 +136,10 @@ impl Transport for LocalTransport {
         Ok(Box::new(Running { stop, tasks }))
     }
 
+    fn system(&self) -> &'static str {
+        "local"
+    }
+
     fn max_message_bytes(&self) -> usize {
         self.inner.largest
     }

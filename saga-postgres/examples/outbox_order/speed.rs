@@ -59,6 +59,10 @@ impl Transport for Quick {
         Err(TransportError("it keeps nothing".into()))
     }
 
+    fn system(&self) -> &'static str {
+        "local"
+    }
+
     fn max_message_bytes(&self) -> usize {
         1_000_000
     }

@@ -71,6 +71,10 @@ impl Transport for Wire {
         Err(TransportError("the tally hears everything without".into()))
     }
 
+    fn system(&self) -> &'static str {
+        "local"
+    }
+
     fn max_message_bytes(&self) -> usize {
         1_000_000
     }

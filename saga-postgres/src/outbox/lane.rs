@@ -8,7 +8,10 @@ use super::{
     waiting::Waiting,
 };
 use futures::FutureExt;
-use saga_core::transport::{Outgoing, PublishError, Transport};
+use saga_core::{
+    trace::{self, Sending},
+    transport::{Outgoing, PublishError, Transport},
+};
 use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use std::{
     future::Future,
@@ -157,19 +160,27 @@ impl Lane {
         if messages.is_empty() {
             return vec![];
         }
+        let system = self.transport.system();
+        let sendings: Vec<Sending> =
+            messages.iter().map(|Outgoing { topic, message }| trace::forward(system, topic, message)).collect();
         let mut publishing = pin!(AssertUnwindSafe(self.transport.publish(messages)).catch_unwind());
         let mut connected = true;
-        loop {
+        let answers = loop {
             tokio::select! {
-                answers = &mut publishing => return answers.unwrap_or_else(|_| {
-                    tracing::error!("the transport panicked: what it was to publish is tried again");
-                    vec![]
-                }),
+                answers = &mut publishing => break answers,
                 () = sleep(self.lease / 3), if connected => {
                     connected = matches!(timeout(self.lease, tx.ping()).await, Ok(Ok(())));
                 }
             }
+        };
+        let answers = answers.unwrap_or_else(|_| {
+            tracing::error!("the transport panicked: what it was to publish is tried again");
+            vec![]
+        });
+        for (answer, sending) in answers.iter().zip(sendings) {
+            let _ = answer.as_ref().inspect_err(|error| sending.failed(*error));
         }
+        answers
     }
 
     async fn settle(

@@ -106,7 +106,7 @@ pub use relay::{Relay, RelayOptions};
 use crate::{SetupError, migrations};
 use numbers::Counters;
 use queries::OutboxQueries;
-use saga_core::{Encoded, message::Message, participant::Event, transport::Transport};
+use saga_core::{Encoded, message::Message, participant::Event, trace, transport::Transport};
 use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -237,8 +237,10 @@ impl PgOutbox {
         topic: &str,
         message: &Message,
     ) -> Result<(), OutboxError> {
+        let mut message = message.clone();
+        trace::create(topic, &mut message);
         let limit = self.inner.max_message_bytes;
-        let bytes = row::bytes(message);
+        let bytes = row::bytes(&message);
         if bytes > limit {
             return Err(OutboxError::TooLarge { kind: message.kind.clone(), key: message.key.clone(), bytes, limit });
         }
@@ -247,7 +249,7 @@ impl PgOutbox {
             return Err(OutboxError::KeyTooLong { topic: topic.into(), key: message.key.clone(), bytes, limit });
         }
         let id: Uuid = message.id.parse().map_err(|_| OutboxError::Id(message.id.clone()))?;
-        let (traceparent, headers, extensions) = row::maps(message)?;
+        let (traceparent, headers, extensions) = row::maps(&message)?;
         sqlx::query(self.inner.queries.publish.clone())
             .bind(shard_of(&message.key))
             .bind(id)

@@ -130,6 +130,10 @@ impl Transport for Broker {
         Err(TransportError("this broker is only published to".into()))
     }
 
+    fn system(&self) -> &'static str {
+        "local"
+    }
+
     fn max_message_bytes(&self) -> usize {
         self.limit
     }

@@ -4,6 +4,7 @@
 use saga_core::{
     Cx, Encoded, Engine, Error, Out, Saga, SagaBuilder, SagaId, Started as Handle, StepError, WorkerId,
     store::{Append, DefinitionId, Start, Started, Store, Then},
+    trace::TraceContext,
 };
 use saga_postgres::{InTransaction, PgStore, testing};
 use sqlx::{AssertSqlSafe, PgConnection};
@@ -31,7 +32,8 @@ pub(crate) fn definition() -> DefinitionId {
 
 pub(crate) fn new_start(key: &str, owner: Option<WorkerId>) -> Start {
     let input = Encoded::of(&1).unwrap();
-    Start { saga: SagaId::generate(), name: "order".into(), version: 1, key: key.into(), input, owner }
+    let (saga, trace) = (SagaId::generate(), TraceContext::default());
+    Start { saga, name: "order".into(), version: 1, key: key.into(), input, trace, owner }
 }
 
 pub(crate) async fn start(store: &PgStore, key: &str, owner: Option<WorkerId>) -> SagaId {

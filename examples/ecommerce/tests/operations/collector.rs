@@ -61,22 +61,27 @@ impl Collector {
         (collector, url)
     }
 
-    /// When all of these are there: what is known of the trace.
-    pub async fn trace(&self, trace: &str, awaited: &[(&str, &str)]) -> Vec<Told> {
+    /// When it is all there: what is known of the trace.
+    pub async fn trace(&self, trace: &str, is_all: impl Fn(&[Told]) -> bool) -> Vec<Told> {
         let patience = Instant::now() + PATIENCE;
         loop {
             let known: Vec<Told> =
                 self.told.lock().unwrap().iter().filter(|told| told.trace() == trace).cloned().collect();
-            let is_there = |&(service, name): &(&str, &str)| {
-                known.iter().any(|told| told.service == service && told.span.name == name)
-            };
-            if awaited.iter().all(is_there) {
+            if is_all(&known) {
                 return known;
             }
-            assert!(Instant::now() < patience, "{awaited:?} are not all among {known:#?}");
+            assert!(Instant::now() < patience, "not all that was awaited is among {}", tree(&known));
             sleep(Duration::from_millis(20)).await;
         }
     }
+}
+
+/// A line for each span.
+fn tree(spans: &[Told]) -> String {
+    let line = |Told { service, span }: &Told| {
+        format!("\n{service}: {} ({} below {})", span.name, hex(&span.span_id), hex(&span.parent_span_id))
+    };
+    spans.iter().map(line).collect()
 }
 
 async fn take(State(collector): State<Collector>, body: Bytes) {

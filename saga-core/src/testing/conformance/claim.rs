@@ -6,6 +6,7 @@ use crate::{
     SagaId,
     machine::Status,
     store::{Append, Record, Start, Then},
+    trace::TraceContext,
 };
 use std::{collections::HashSet, time::Duration};
 use tokio::time::sleep;
@@ -138,7 +139,13 @@ pub(super) async fn of_two_claims_at_the_same_time_each_gets_sagas_of_its_own(tr
 
 pub(super) async fn the_record_of_a_claim_is_complete(trial: Trial) -> Verdict {
     let (first, second) = (trial.clerk().await?, trial.clerk().await?);
-    let start = Start { input: json(r#"{ "b":"\u0000", "a": 1.50 }"#), owner: Some(first), ..start("a key") };
+    let trace = TraceContext {
+        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+        tracestate: Some("rojo=00f067aa0ba902b7".into()),
+        baggage: Some("user=Am%C3%A9lie".into()),
+    };
+    let input = json(r#"{ "b":"\u0000", "a": 1.50 }"#);
+    let start = Start { input, trace, owner: Some(first), ..start("a key") };
     let saga = trial.begin(start.clone()).await?;
     let bystander = trial.begin_owned(first, "bystander").await?;
     trial.write(first, &entry(bystander, 1, 1, "not yours")).await?;
@@ -155,12 +162,14 @@ pub(super) async fn the_record_of_a_claim_is_complete(trial: Trial) -> Verdict {
     same("version", record.version, start.version)?;
     same("key", &record.key, &start.key)?;
     same("input", record.input.as_str(), start.input.as_str())?;
+    same("trace", &record.trace, &start.trace)?;
     same("status", record.status, Status::Compensating)?;
     promise!(record.epoch > 1, "the epoch did not grow over a claim: {}", record.epoch);
     same("lapses", record.lapses, 0)?;
     same("journal", &record.journal[..], [b"one".to_vec(), b"two".to_vec()])?;
     same("mail", &record.mail[..], [mail(saga, "m1"), mail(saga, "m3")])?;
     let read = trial.record(saga).await?;
+    same("the trace that is read", &read.trace, &start.trace)?;
     same("the record that is read", (read.epoch, read.journal, read.mail), (record.epoch, record.journal, record.mail))
 }
 

@@ -5,9 +5,10 @@ use super::trial::{DUE_NOW, RELEASE, Trial, Verdict, definition, done, entry, ma
 use crate::{
     SagaId,
     machine::Status,
-    store::{Append, DefinitionId, Start},
+    store::{Append, Census, DefinitionId, Start},
 };
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
+use tokio::time::{Instant, sleep};
 
 pub(super) async fn a_saga_is_found_by_name_and_key(trial: Trial) -> Verdict {
     let saga = trial.begin(start("k")).await?;
@@ -98,6 +99,32 @@ pub(super) async fn the_first_fingerprint_of_a_definition_stands(trial: Trial) -
     same("of another version", &*register(definition("order", 2), "two").await?, "two")?;
     same("of another name", &*register(definition("invoice", 1), "three").await?, "three")?;
     same("the first one", &*register(order(), "four").await?, "one")
+}
+
+pub(super) async fn the_census_tells_the_parked_and_the_oldest_of_each_name(trial: Trial) -> Verdict {
+    let names = ["order", "invoice", "refund"].map(String::from);
+    let census = async || done("census", || trial.store().census(&names)).await;
+    same("census of an empty store", census().await?, vec![Census::default(); 3])?;
+    let worker = trial.clerk().await?;
+    let ended = trial.begin_owned(worker, "ended").await?;
+    let first = Instant::now();
+    let parked = trial.begin_owned(worker, "parked").await?;
+    sleep(Duration::from_millis(20)).await;
+    let second = Instant::now();
+    let invoice = trial.begin(Start { name: "invoice".into(), ..start("i") }).await?;
+    for (saga, status) in [(ended, Status::Completed), (parked, Status::Parked)] {
+        trial.write(worker, &Append { status: Some(status), then: RELEASE, ..entry(saga, 1, 1, "e") }).await?;
+    }
+    let found = census().await?;
+    same("parked of each name", found.iter().map(|of| of.parked).collect::<Vec<_>>(), vec![1, 0, 0])?;
+    let [Some(order), Some(other), None] = [found[0].oldest, found[1].oldest, found[2].oldest] else {
+        return Err(Broken::new(format!(
+            "sagas of two names have not ended ({invoice} is one), the census says {found:?}"
+        )));
+    };
+    promise!(order <= first.elapsed() && order > other, "the parked one began at {first:?}, its age is {order:?}");
+    promise!(other <= second.elapsed(), "the other one began at {second:?}, its age is {other:?}");
+    Ok(())
 }
 
 async fn unclaimable(trial: &Trial) -> Result<HashSet<DefinitionId>, Broken> {

@@ -5,6 +5,7 @@ use crate::{
     Encoded, SagaId, WorkerId,
     machine::Status,
     store::{Append, Appended, DefinitionId, Mail, Posted, Record, Start, Started, Store, StoreError, Then},
+    trace::TraceContext,
 };
 use futures::future::BoxFuture;
 use std::{collections::HashSet, fmt::Debug, sync::Arc, time::Duration};
@@ -308,7 +309,8 @@ pub(super) fn order() -> DefinitionId {
 /// An [`order`] that nobody owns.
 pub(super) fn start(key: &str) -> Start {
     let DefinitionId { name, version } = order();
-    Start { saga: SagaId::generate(), name, version, key: key.into(), input: json(r#"{"item":7}"#), owner: None }
+    let (saga, input, trace) = (SagaId::generate(), json(r#"{"item":7}"#), TraceContext::default());
+    Start { saga, name, version, key: key.into(), input, trace, owner: None }
 }
 
 pub(super) fn json(text: &str) -> Encoded {

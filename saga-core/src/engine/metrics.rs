@@ -1,0 +1,103 @@
+//! What there is to measure, by OpenTelemetry's API; without an SDK nothing is.
+//!
+//! | metric | unit | attributes | what it counts |
+//! |---|---|---|---|
+//! | `saga.started` | | `saga.name` | sagas that were started here |
+//! | `saga.ended` | | `saga.name`, `saga.outcome` | sagas that ended (`completed`, `rolled_back`) or were `parked` here |
+//! | `saga.duration` | s | the same | from their start until then |
+//! | `saga.step.duration` | s | `saga.step`, `saga.op`, `saga.outcome` | attempts here; of a command, until the broker has it |
+//! | `saga.active` | | | sagas in the memory of this process |
+//! | `saga.parked` | | `saga.name` | sagas that wait for a person, of all processes |
+//! | `saga.oldest` | s | `saga.name` | the age of the oldest saga that has not ended, of all processes |
+//!
+//! The last three are looked up every 15 seconds.
+
+use super::Shared;
+use crate::{machine::Status, message::Op, store::Census};
+use opentelemetry::{
+    InstrumentationScope, KeyValue, StringValue, global,
+    metrics::{Counter, Gauge, Histogram},
+};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use tokio::time::sleep;
+
+const BETWEEN_LOOKS: Duration = Duration::from_secs(15);
+
+/// Seconds: from what a step takes in memory to what a saga takes that waits for a person.
+const BOUNDARIES: [f64; 17] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 600.0, 3600.0];
+
+pub(crate) struct Metrics {
+    started: Counter<u64>,
+    ended: Counter<u64>,
+    duration: Histogram<f64>,
+    attempts: Histogram<f64>,
+    active: Gauge<u64>,
+    parked: Gauge<u64>,
+    oldest: Gauge<f64>,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let scope = InstrumentationScope::builder("saga").with_version(env!("CARGO_PKG_VERSION")).build();
+        let meter = global::meter_with_scope(scope);
+        let seconds = |name| meter.f64_histogram(name).with_unit("s").with_boundaries(BOUNDARIES.into()).build();
+        Self {
+            started: meter.u64_counter("saga.started").build(),
+            ended: meter.u64_counter("saga.ended").build(),
+            duration: seconds("saga.duration"),
+            attempts: seconds("saga.step.duration"),
+            active: meter.u64_gauge("saga.active").build(),
+            parked: meter.u64_gauge("saga.parked").build(),
+            oldest: meter.f64_gauge("saga.oldest").with_unit("s").build(),
+        }
+    }
+
+    pub(crate) fn started(&self, name: &'static str) {
+        self.started.add(1, &[KeyValue::new("saga.name", name)]);
+    }
+
+    pub(crate) fn ended(&self, name: &StringValue, status: Status, age: Duration) {
+        let outcome = match status {
+            Status::Completed => "completed",
+            Status::RolledBack => "rolled_back",
+            Status::Parked => "parked",
+            Status::Running | Status::Compensating => return,
+        };
+        let attributes = [KeyValue::new("saga.name", name.clone()), KeyValue::new("saga.outcome", outcome)];
+        self.ended.add(1, &attributes);
+        self.duration.record(age.as_secs_f64(), &attributes);
+    }
+
+    pub(crate) fn attempt(&self, step: &StringValue, op: Op, outcome: &'static str, took: Duration) {
+        let op = if op == Op::Do { "do" } else { "undo" };
+        let attributes = [
+            KeyValue::new("saga.step", step.clone()),
+            KeyValue::new("saga.op", op),
+            KeyValue::new("saga.outcome", outcome),
+        ];
+        self.attempts.record(took.as_secs_f64(), &attributes);
+    }
+}
+
+/// Looks from time to time how all sagas stand.
+pub(crate) async fn take_census(shared: Arc<Shared>) {
+    let names: BTreeSet<String> = shared.definitions.iter().map(|definition| definition.name.clone()).collect();
+    let names: Vec<String> = names.into_iter().collect();
+    loop {
+        let active = shared.in_memory().len();
+        shared.metrics.active.record(active.try_into().unwrap_or(u64::MAX), &[]);
+        match shared.store.census(&names).await {
+            Ok(census) => {
+                for (name, Census { parked, oldest }) in names.iter().zip(census) {
+                    let attributes = [KeyValue::new("saga.name", name.clone())];
+                    shared.metrics.parked.record(parked, &attributes);
+                    shared.metrics.oldest.record(oldest.unwrap_or_default().as_secs_f64(), &attributes);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot look how sagas stand"),
+        }
+        // Workers that started together spread out.
+        sleep(BETWEEN_LOOKS.mul_f64(0.75 + 0.5 * fastrand::f64())).await;
+    }
+}
