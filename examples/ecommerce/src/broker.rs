@@ -2,11 +2,11 @@
 
 use crate::{
     Result,
-    delivery::{self, StartDelivery},
+    delivery::{self, DeliveryStarted, StartDelivery},
     figures,
     inventory::{self, ReserveStock},
     notification,
-    order::{self, OrderConfirmed},
+    order::{self, OrderCreated},
     payment::{self, ChargePayment},
 };
 use saga_core::{
@@ -17,13 +17,14 @@ use saga_kafka::{EmbeddedBroker, KafkaTransport, TopicSpec};
 use std::sync::Arc;
 
 /// All topics, and who reads them.
-pub fn topics() -> [TopicSpec; 5] {
+pub fn topics() -> [TopicSpec; 6] {
     [
         TopicSpec::new(ReserveStock::TOPIC).read_by(inventory::NAME),
         TopicSpec::new(ChargePayment::TOPIC).read_by(payment::NAME),
         TopicSpec::new(StartDelivery::TOPIC).read_by(delivery::NAME),
         TopicSpec::new("order.replies").read_by(order::NAME),
-        TopicSpec::new(OrderConfirmed::TOPIC).read_by(notification::NAME),
+        TopicSpec::new(OrderCreated::TOPIC).read_by(notification::NAME),
+        TopicSpec::new(DeliveryStarted::TOPIC).read_by(notification::NAME),
     ]
 }
 
@@ -39,9 +40,7 @@ impl Broker {
     pub async fn start() -> Result<Self> {
         Ok(match std::env::var("KAFKA_BROKERS") {
             Ok(brokers) => {
-                let ensured = KafkaTransport::new(&brokers)?.ensure_topics(&topics()).await;
-                ensured
-                    .map_err(|error| format!("the topics cannot be created at {brokers} (KAFKA_BROKERS): {error}"))?;
+                ensure_topics(&KafkaTransport::new(&brokers)?, &brokers).await?;
                 Self::Real(brokers)
             }
             Err(_) => Self::Embedded(EmbeddedBroker::start(&topics())?),
@@ -56,7 +55,15 @@ impl Broker {
         }
     }
 
-    /// What a service is told, see [`Connection`].
+    /// How a service in this process finds it.
+    pub fn connection(&self) -> Connection {
+        match self {
+            Self::Embedded(broker) => Connection { brokers: broker.brokers().into(), embedded_broker: true },
+            Self::Real(brokers) => Connection { brokers: brokers.clone(), embedded_broker: false },
+        }
+    }
+
+    /// How a process of its own is told, see [`Connection`].
     pub fn arguments(&self) -> Vec<String> {
         match self {
             Self::Embedded(broker) => vec![format!("--brokers={}", broker.brokers()), "--embedded-broker".into()],
@@ -65,8 +72,14 @@ impl Broker {
     }
 }
 
+/// Whoever comes first creates them.
+async fn ensure_topics(kafka: &KafkaTransport, brokers: &str) -> Result<()> {
+    let ensured = kafka.ensure_topics(&topics()).await;
+    Ok(ensured.map_err(|error| format!("the topics cannot be created at {brokers} (KAFKA_BROKERS): {error}"))?)
+}
+
 /// Where a service finds the broker.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Connection {
     /// Kafka's addresses.
     #[arg(long, env = "KAFKA_BROKERS")]
@@ -77,14 +90,19 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub fn transport(&self) -> Result<Arc<dyn Transport>> {
-        let kafka = match self.embedded_broker {
-            true => EmbeddedBroker::settings(&self.brokers, &topics()),
-            // A process that was killed is missed after six seconds, the least that a broker allows.
-            false => KafkaTransport::builder(&self.brokers).set_consumer("session.timeout.ms", "6000"),
-        };
-        let kafka = Arc::new(kafka.build()?);
-        figures::of_kafka(&kafka);
-        Ok(kafka)
+    pub async fn transport(&self) -> Result<Arc<dyn Transport>> {
+        if self.embedded_broker {
+            return Ok(counted(EmbeddedBroker::settings(&self.brokers, &topics()).build()?));
+        }
+        // A process that was killed is missed after six seconds, the least that a broker allows.
+        let kafka = KafkaTransport::builder(&self.brokers).set_consumer("session.timeout.ms", "6000").build()?;
+        ensure_topics(&kafka, &self.brokers).await?;
+        Ok(counted(kafka))
     }
+}
+
+fn counted(kafka: KafkaTransport) -> Arc<dyn Transport> {
+    let kafka = Arc::new(kafka);
+    figures::of_kafka(&kafka);
+    kafka
 }

@@ -1,37 +1,66 @@
-//! The delivery service: one delivery for each order that was paid.
+//! The delivery service: one delivery for each order that was paid. It tells others when it starts, and a moment later that it is completed.
 
 use crate::{
-    Result,
-    service::{self, Place, Problem},
+    Result, figures,
+    problem::Problem,
+    service::{Consistency, GRACE, OfUser, Site},
 };
-use axum::{Json, Router, extract::State, routing::get};
+use axum::{
+    Json, Router,
+    extract::{Query, State},
+    routing::get,
+};
 use saga_core::{
     StepError,
-    participant::{Command, CommandCx, Participant},
+    participant::{Command, CommandCx, Event, Participant},
+    transport::Transport,
 };
-use saga_postgres::{Barrier, PgInbox};
+use saga_postgres::{Barrier, PgInbox, PgOutbox};
 use serde::{Deserialize, Serialize};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{FromRow, PgConnection, PgPool};
+use std::{sync::Arc, time::Duration};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 /// The service's name.
 pub const NAME: &str = "delivery";
+/// Of its port.
+pub const OFFSET: u16 = 6;
+/// How often it looks for deliveries that have arrived, and for events that others wrote.
+const POLL: Duration = Duration::from_millis(100);
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS delivery (
         id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         order_id  uuid NOT NULL,
-        user_id   bigint NOT NULL
-    )";
+        user_id   bigint NOT NULL,
+        state     text NOT NULL DEFAULT 'STARTED' CHECK (state IN ('STARTED', 'COMPLETED')),
+        arrives   timestamptz NOT NULL DEFAULT now() + interval '1 second'
+    );
+    CREATE INDEX IF NOT EXISTS deliveries_of_user ON delivery (user_id);
+    CREATE INDEX IF NOT EXISTS deliveries_under_way ON delivery (arrives) WHERE state = 'STARTED'";
 
-pub async fn serve(place: &Place) -> Result<()> {
-    let db = PgPool::connect(&place.database).await?;
-    let inbox = PgInbox::new(db.clone());
+pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
+    let db = PgPool::connect(&site.database).await?;
+    let (inbox, outbox) = (PgInbox::new(db.clone()), PgOutbox::new(db.clone(), NAME));
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
-    let barrier = Barrier::new(inbox.clone(), ());
-    let router = Router::new().route("/deliveries", barrier.on(start)).route("/books", get(books)).with_state(db);
-    let participant = Participant::new(NAME, inbox, ()).on(start);
-    service::take_part(place, router, participant.start(place.broker.transport()?).await?).await
+    let relay = outbox.relay(kafka.clone()).poll(POLL).start().await?;
+    let barrier = Barrier::new(inbox.clone(), outbox.clone());
+    let router = Router::new()
+        .route("/deliveries", barrier.on(start).get(of_user))
+        .route("/consistency", get(consistency))
+        .with_state(db.clone());
+    let participant = Participant::new(NAME, inbox, outbox.clone()).on(start);
+    let arriving = tokio::spawn(arrive(db.clone(), outbox.clone(), site.stop.clone()));
+    let participating = participant.start(kafka).await?;
+    tokio::select! {
+        served = site.take_part(router, db, participating) => served?,
+        () = figures::watch(&outbox, &relay) => {}
+    }
+    let _ = timeout(GRACE, async { tokio::join!(arriving, relay.stop()) }).await;
+    Ok(())
 }
 
 /// What the order saga asks for.
@@ -53,22 +82,104 @@ pub struct Started {
     pub delivery: i64,
 }
 
-async fn start(cx: CommandCx<()>, db: &mut PgConnection, parcel: StartDelivery) -> Result<Started, StepError> {
+/// The event is written in the transaction that starts the delivery: it leaves if and only if that commits.
+async fn start(cx: CommandCx<PgOutbox>, db: &mut PgConnection, parcel: StartDelivery) -> Result<Started, StepError> {
+    let order = cx.saga_id().as_uuid();
     let delivery = sqlx::query_scalar("INSERT INTO delivery (order_id, user_id) VALUES ($1, $2) RETURNING id")
-        .bind(cx.saga_id().as_uuid())
+        .bind(order)
         .bind(parcel.user_id)
-        .fetch_one(db)
+        .fetch_one(&mut *db)
         .await?;
+    let started = DeliveryStarted { order_id: order, user_id: parcel.user_id };
+    cx.publish(db, &order.to_string(), &started).await?;
     Ok(Started { delivery })
+}
+
+/// What others are told of a delivery.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeliveryStarted {
+    pub order_id: Uuid,
+    pub user_id: i64,
+}
+
+impl Event for DeliveryStarted {
+    const TYPE: &'static str = "delivery.started.v1";
+    const TOPIC: &'static str = "delivery.events";
+}
+
+/// The same.
+#[derive(Debug, Serialize, Deserialize, FromRow)]
+#[serde(rename_all = "camelCase")]
+pub struct DeliveryCompleted {
+    pub order_id: Uuid,
+    pub user_id: i64,
+}
+
+impl Event for DeliveryCompleted {
+    const TYPE: &'static str = "delivery.completed.v1";
+    const TOPIC: &'static str = DeliveryStarted::TOPIC;
+}
+
+/// Stands for the courier: a moment after it started, a delivery is completed.
+async fn arrive(db: PgPool, outbox: PgOutbox, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        // What could not be written is found again.
+        if let Ok(0) | Err(_) = complete(&db, &outbox).await {
+            sleep(POLL).await;
+        }
+    }
+}
+
+/// Completes those that are due, and says how many. Also on several nodes at once: each takes what no other has taken.
+async fn complete(db: &PgPool, outbox: &PgOutbox) -> Result<usize> {
+    let mut tx = db.begin().await?;
+    let completed: Vec<DeliveryCompleted> = sqlx::query_as(
+        "UPDATE delivery SET state = 'COMPLETED'
+         WHERE id IN (SELECT id FROM delivery WHERE state = 'STARTED' AND arrives <= now() ORDER BY arrives LIMIT 100 FOR UPDATE SKIP LOCKED)
+         RETURNING order_id, user_id",
+    )
+    .fetch_all(&mut *tx)
+    .await?;
+    for event in &completed {
+        outbox.publish(&mut tx, &event.order_id.to_string(), event).await?;
+    }
+    outbox.commit(tx).await?;
+    Ok(completed.len())
+}
+
+/// A delivery, as others see it.
+#[derive(Debug, Serialize, FromRow)]
+#[serde(rename_all = "camelCase")]
+struct Delivery {
+    id: i64,
+    order_id: Uuid,
+    user_id: i64,
+    state: String,
+}
+
+async fn of_user(State(db): State<PgPool>, Query(of): Query<OfUser>) -> Result<Json<Vec<Delivery>>, Problem> {
+    let deliveries = sqlx::query_as(
+        "SELECT id, order_id, user_id, state FROM delivery WHERE user_id = $1 ORDER BY id DESC LIMIT 100",
+    );
+    Ok(Json(deliveries.bind(of.user_id).fetch_all(&db).await?))
 }
 
 /// No constraint keeps two deliveries for one order apart: that is the inbox's work, and the books would show it.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Books {
     pub deliveries: i64,
+    pub orders: i64,
+    pub under_way: i64,
 }
 
-async fn books(State(db): State<PgPool>) -> Result<Json<Books>, Problem> {
-    let deliveries = sqlx::query_scalar("SELECT count(*) FROM delivery").fetch_one(&db).await?;
-    Ok(Json(Books { deliveries }))
+async fn consistency(State(db): State<PgPool>) -> Result<Json<Consistency<Books>>, Problem> {
+    let (deliveries, orders, under_way) = sqlx::query_as(
+        "SELECT count(*), count(DISTINCT order_id), count(*) FILTER (WHERE state = 'STARTED') FROM delivery",
+    )
+    .fetch_one(&db)
+    .await?;
+    let books = Books { deliveries, orders, under_way };
+    Ok(Json(Consistency { balanced: deliveries == orders, books }))
 }

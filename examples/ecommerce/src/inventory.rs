@@ -2,17 +2,18 @@
 
 use crate::{
     Result, figures,
-    service::{self, Place, Problem},
+    problem::Problem,
+    service::{Consistency, Site},
 };
 use axum::{
     Json, Router,
     extract::{Path, State},
-    http::StatusCode,
     routing::get,
 };
 use saga_core::{
     SagaId, StepError,
     participant::{Command, CommandCx, Participant},
+    transport::Transport,
 };
 use saga_postgres::{Barrier, PgInbox};
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,8 @@ use std::{num::NonZeroU32, sync::Arc};
 
 /// The service's name.
 pub const NAME: &str = "inventory";
+/// Of its port.
+pub const OFFSET: u16 = 4;
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS stock (
@@ -34,10 +37,10 @@ const SCHEMA: &str = "
         product_id  bigint NOT NULL,
         quantity    bigint NOT NULL CHECK (quantity > 0)
     );
-    INSERT INTO stock VALUES (1, 5, 5), (2, 1, 1), (1000, 1000000000, 1000000000) ON CONFLICT DO NOTHING";
+    INSERT INTO stock VALUES (1, 5, 5), (2, 1, 1), (3, 20, 20), (1000, 1000000000, 1000000000) ON CONFLICT DO NOTHING";
 
-pub async fn serve(place: &Place) -> Result<()> {
-    let db = PgPool::connect(&place.database).await?;
+pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
+    let db = PgPool::connect(&site.database).await?;
     let inbox = PgInbox::new(db.clone());
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
@@ -47,10 +50,10 @@ pub async fn serve(place: &Place) -> Result<()> {
         .route("/reservations", barrier.on(reserve))
         .route("/reservations/release", barrier.on_undo(release))
         .route("/inventory/{product}", get(inventory))
-        .route("/books", get(books))
-        .with_state(db);
+        .route("/consistency", get(consistency))
+        .with_state(db.clone());
     let participant = Participant::new(NAME, inbox, figures).on(reserve).on_undo(release);
-    service::take_part(place, router, participant.start(place.broker.transport()?).await?).await
+    site.take_part(router, db, participant.start(kafka).await?).await
 }
 
 /// What the order saga asks for.
@@ -128,7 +131,7 @@ async fn inventory(State(db): State<PgPool>, Path(product): Path<i64>) -> Result
         .bind(product)
         .fetch_optional(&db)
         .await?;
-    let quantity = quantity.ok_or(Problem::new(StatusCode::NOT_FOUND, "no such product"))?;
+    let quantity = quantity.ok_or_else(|| Problem::not_found("there is no such product"))?;
     Ok(Json(json!({ "productId": product, "quantity": quantity })))
 }
 
@@ -140,7 +143,7 @@ pub struct Books {
     pub reserved: i64,
 }
 
-async fn books(State(db): State<PgPool>) -> Result<Json<Books>, Problem> {
+async fn consistency(State(db): State<PgPool>) -> Result<Json<Consistency<Books>>, Problem> {
     let (delivered, left, reserved) = sqlx::query_as(
         "SELECT sum(delivered)::bigint, sum(quantity)::bigint,
                 (SELECT coalesce(sum(quantity), 0)::bigint FROM reservation)
@@ -148,5 +151,6 @@ async fn books(State(db): State<PgPool>) -> Result<Json<Books>, Problem> {
     )
     .fetch_one(&db)
     .await?;
-    Ok(Json(Books { delivered, left, reserved }))
+    let books = Books { delivered, left, reserved };
+    Ok(Json(Consistency { balanced: delivered == left + reserved, books }))
 }

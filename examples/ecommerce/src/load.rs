@@ -164,7 +164,7 @@ async fn when_all_have_ended(http: &Client, order: &str) -> Result<()> {
 }
 
 async fn read<T: DeserializeOwned>(http: &Client, service: &str) -> Result<T> {
-    Ok(http.get(format!("{service}/books")).send().await?.error_for_status()?.json().await?)
+    Ok(http.get(format!("{service}/consistency")).send().await?.error_for_status()?.json().await?)
 }
 
 fn lock(seen: &Mutex<Seen>) -> std::sync::MutexGuard<'_, Seen> {

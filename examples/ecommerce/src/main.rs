@@ -1,9 +1,10 @@
-//! A shop in five services, whose orders survive a crash. See the README.
+//! A shop in seven services, whose orders survive a crash. See the README.
 
 #![allow(unreachable_pub, reason = "a program has nobody outside")]
 
 mod account;
 mod books;
+mod breaker;
 mod broker;
 mod client;
 mod databases;
@@ -11,24 +12,29 @@ mod delivery;
 mod figures;
 mod inventory;
 mod load;
+mod money;
 mod notification;
 mod opening;
 mod order;
 mod payment;
+mod problem;
 mod process;
+mod product;
 mod saga;
 mod serve;
 mod service;
 mod telemetry;
 mod tour;
+mod user;
 
 use clap::{Parser, Subcommand};
 use order::Way;
-use std::process::ExitCode;
+use std::{process::ExitCode, sync::Arc};
 
-type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
+type Error = Box<dyn std::error::Error + Send + Sync>;
+type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A shop in five services, whose orders survive a crash.
+/// A shop in seven services, whose orders survive a crash.
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -41,21 +47,23 @@ struct Arguments {
 enum Command {
     /// Three orders with three fates, then the books (the default).
     Tour(Transport),
-    /// Keeps the shop open, and prints where everything listens.
+    /// Keeps the shop open, and prints where everything listens; or one of its services.
+    #[command(args_conflicts_with_subcommands = true)]
     Serve {
         #[command(flatten)]
         transport: Transport,
-        /// The services listen at this port + 2, 4, 5, 6 and 8; 0 is for any free ports.
-        #[arg(long, default_value_t = 8080, value_parser = clap::value_parser!(u16).range(..65_000))]
-        port_base: u16,
+        #[command(flatten)]
+        ports: serve::Ports,
+        /// Each service is a process of its own, which is started again when it ends; else all are in this one.
+        #[arg(long)]
+        processes: bool,
+        #[command(subcommand)]
+        service: Option<Service>,
     },
     /// Compares the books of an open shop; exits with 1 if they do not balance.
     Books(books::Places),
     /// Many users order in an open shop, once a second each; then the books. Exits with 1 if anything was not as it should be.
     Load(load::Options),
-    /// One service, as a process of its own.
-    #[command(subcommand)]
-    Service(Service),
 }
 
 #[derive(clap::Args)]
@@ -65,20 +73,37 @@ struct Transport {
     way: Way,
 }
 
+/// One service, as a process of its own.
 #[derive(Subcommand)]
 enum Service {
+    User(service::Place),
     Order {
         #[command(flatten)]
-        place: service::Place,
+        on_kafka: OnKafka,
         #[command(flatten)]
-        participants: order::Participants,
+        others: order::Others,
         #[command(flatten)]
         transport: Transport,
     },
-    Inventory(service::Place),
-    Payment(service::Place),
-    Delivery(service::Place),
-    Notification(service::Place),
+    Inventory(OnKafka),
+    Payment(OnKafka),
+    Delivery(OnKafka),
+    Product(service::Place),
+    Notification(OnKafka),
+}
+
+#[derive(clap::Args)]
+struct OnKafka {
+    #[command(flatten)]
+    place: service::Place,
+    #[command(flatten)]
+    broker: broker::Connection,
+}
+
+impl OnKafka {
+    async fn open(self, offset: u16) -> Result<(service::Site, Arc<dyn saga_core::transport::Transport>)> {
+        Ok((self.place.open(offset).await?, self.broker.transport().await?))
+    }
 }
 
 #[tokio::main]
@@ -96,35 +121,59 @@ async fn main() -> ExitCode {
     }
 }
 
+async fn run(command: Command, telemetry: telemetry::Options) -> Result<()> {
+    telemetry.start(match &command {
+        Command::Serve { service: Some(service), .. } => service.name(),
+        _ => "ecommerce",
+    })?;
+    match command {
+        Command::Tour(transport) => tour::tour(transport.way).await,
+        Command::Serve { service: Some(service), .. } => telemetry::of(service.name(), service.serve()).await,
+        Command::Serve { transport, ports, processes, service: None } => {
+            serve::serve(transport.way, ports, processes).await
+        }
+        Command::Books(places) => books::close(&places).await,
+        Command::Load(options) => load::run(options).await,
+    }
+}
+
 impl Service {
     const fn name(&self) -> &'static str {
         match self {
+            Self::User(_) => user::NAME,
             Self::Order { .. } => order::NAME,
             Self::Inventory(_) => inventory::NAME,
             Self::Payment(_) => payment::NAME,
             Self::Delivery(_) => delivery::NAME,
+            Self::Product(_) => product::NAME,
             Self::Notification(_) => notification::NAME,
         }
     }
 
     async fn serve(self) -> Result<()> {
         match self {
-            Self::Order { place, participants, transport } => order::serve(&place, participants, transport.way).await,
-            Self::Inventory(place) => inventory::serve(&place).await,
-            Self::Payment(place) => payment::serve(&place).await,
-            Self::Delivery(place) => delivery::serve(&place).await,
-            Self::Notification(place) => notification::serve(&place).await,
+            Self::User(place) => user::serve(place.open(user::OFFSET).await?).await,
+            Self::Order { on_kafka, others, transport } => {
+                let (site, kafka) = on_kafka.open(order::OFFSET).await?;
+                order::serve(site, kafka, others, transport.way).await
+            }
+            Self::Inventory(on_kafka) => {
+                let (site, kafka) = on_kafka.open(inventory::OFFSET).await?;
+                inventory::serve(site, kafka).await
+            }
+            Self::Payment(on_kafka) => {
+                let (site, kafka) = on_kafka.open(payment::OFFSET).await?;
+                payment::serve(site, kafka).await
+            }
+            Self::Delivery(on_kafka) => {
+                let (site, kafka) = on_kafka.open(delivery::OFFSET).await?;
+                delivery::serve(site, kafka).await
+            }
+            Self::Product(place) => product::serve(place.open(product::OFFSET).await?).await,
+            Self::Notification(on_kafka) => {
+                let (site, kafka) = on_kafka.open(notification::OFFSET).await?;
+                notification::serve(site, kafka).await
+            }
         }
-    }
-}
-
-async fn run(command: Command, telemetry: telemetry::Options) -> Result<()> {
-    telemetry.start(if let Command::Service(service) = &command { service.name() } else { "ecommerce" })?;
-    match command {
-        Command::Tour(transport) => tour::tour(transport.way).await,
-        Command::Serve { transport, port_base } => serve::serve(transport.way, port_base).await,
-        Command::Books(places) => books::close(&places).await,
-        Command::Load(options) => load::run(options).await,
-        Command::Service(service) => telemetry::of(service.name(), service.serve()).await?,
     }
 }

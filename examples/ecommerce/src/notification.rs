@@ -1,9 +1,11 @@
-//! The notification service: tells customers what became of their orders. It listens to what has happened; no order waits for it.
+//! The notification service: tells customers what becomes of their orders. It listens to what has happened; no order waits for it.
 
 use crate::{
     Result,
-    order::{OrderCancelled, OrderConfirmed},
-    service::{self, Place, Problem},
+    delivery::{DeliveryCompleted, DeliveryStarted},
+    order::{OrderCancelled, OrderCreated},
+    problem::Problem,
+    service::{Consistency, OfUser, Site},
 };
 use axum::{
     Json, Router,
@@ -13,76 +15,95 @@ use axum::{
 use saga_core::{
     StepError,
     participant::{EventCx, Listener},
+    transport::Transport,
 };
 use saga_postgres::PgInbox;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{FromRow, PgConnection, PgPool};
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// The service's name.
 pub const NAME: &str = "notification";
+/// Of its port.
+pub const OFFSET: u16 = 8;
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS notification (
         id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         order_id  uuid NOT NULL,
         user_id   bigint NOT NULL,
+        channel   text NOT NULL CHECK (channel IN ('MAIL', 'SMS')),
         message   text NOT NULL
     );
     CREATE INDEX IF NOT EXISTS notifications_of_user ON notification (user_id)";
 
-pub async fn serve(place: &Place) -> Result<()> {
-    let db = PgPool::connect(&place.database).await?;
+pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
+    let db = PgPool::connect(&site.database).await?;
     let inbox = PgInbox::new(db.clone());
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
-    let router = Router::new().route("/notifications", get(of_user)).route("/books", get(books)).with_state(db);
-    let listener = Listener::new(NAME, inbox, ()).on(confirmed).on(cancelled);
-    service::take_part(place, router, listener.start(place.broker.transport()?).await?).await
+    let router = Router::new()
+        .route("/notifications", get(of_user))
+        .route("/consistency", get(consistency))
+        .with_state(db.clone());
+    let listener = Listener::new(NAME, inbox, ()).on(created).on(cancelled).on(started).on(completed);
+    site.take_part(router, db, listener.start(kafka).await?).await
 }
 
-async fn confirmed(_: EventCx<()>, db: &mut PgConnection, order: OrderConfirmed) -> Result<(), StepError> {
-    notify(db, order.order_id, order.user_id, "Your order is on its way.").await
+async fn created(_: EventCx<()>, db: &mut PgConnection, order: OrderCreated) -> Result<(), StepError> {
+    notify(db, order.order_id, order.user_id, "MAIL", "We have your order.").await
 }
 
 async fn cancelled(_: EventCx<()>, db: &mut PgConnection, order: OrderCancelled) -> Result<(), StepError> {
-    notify(db, order.order_id, order.user_id, "Your order was cancelled.").await
+    notify(db, order.order_id, order.user_id, "MAIL", "Your order was cancelled.").await
 }
 
-/// Stands for a mail.
-async fn notify(db: &mut PgConnection, order: Uuid, user: i64, message: &str) -> Result<(), StepError> {
-    sqlx::query("INSERT INTO notification (order_id, user_id, message) VALUES ($1, $2, $3)")
+async fn started(_: EventCx<()>, db: &mut PgConnection, delivery: DeliveryStarted) -> Result<(), StepError> {
+    notify(db, delivery.order_id, delivery.user_id, "SMS", "Your order is on its way.").await
+}
+
+async fn completed(_: EventCx<()>, db: &mut PgConnection, delivery: DeliveryCompleted) -> Result<(), StepError> {
+    notify(db, delivery.order_id, delivery.user_id, "SMS", "Your order has arrived.").await
+}
+
+/// Stands for sending it.
+async fn notify(db: &mut PgConnection, order: Uuid, user: i64, channel: &str, message: &str) -> Result<(), StepError> {
+    sqlx::query("INSERT INTO notification (order_id, user_id, channel, message) VALUES ($1, $2, $3, $4)")
         .bind(order)
         .bind(user)
+        .bind(channel)
         .bind(message)
         .execute(db)
         .await?;
     Ok(())
 }
 
-#[derive(Deserialize)]
+/// A notification, as others see it.
+#[derive(Debug, Serialize, FromRow)]
 #[serde(rename_all = "camelCase")]
-struct OfUser {
-    user_id: i64,
+struct Notification {
+    order_id: Uuid,
+    channel: String,
+    message: String,
 }
 
-async fn of_user(State(db): State<PgPool>, Query(of): Query<OfUser>) -> Result<Json<Vec<Value>>, Problem> {
-    let sent: Vec<(Uuid, String)> =
-        sqlx::query_as("SELECT order_id, message FROM notification WHERE user_id = $1 ORDER BY id")
-            .bind(of.user_id)
-            .fetch_all(&db)
-            .await?;
-    Ok(Json(sent.into_iter().map(|(order, message)| json!({ "orderId": order, "message": message })).collect()))
+async fn of_user(State(db): State<PgPool>, Query(of): Query<OfUser>) -> Result<Json<Vec<Notification>>, Problem> {
+    let sent = sqlx::query_as(
+        "SELECT order_id, channel, message FROM notification WHERE user_id = $1 ORDER BY id DESC LIMIT 100",
+    );
+    Ok(Json(sent.bind(of.user_id).fetch_all(&db).await?))
 }
 
-/// No constraint keeps two notifications of one order apart: that is the inbox's work, and the books would show it.
+/// No constraint keeps a customer from being told the same twice: that is the inbox's work, and the books would show it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Books {
     pub notifications: i64,
+    pub different: i64,
 }
 
-async fn books(State(db): State<PgPool>) -> Result<Json<Books>, Problem> {
-    let notifications = sqlx::query_scalar("SELECT count(*) FROM notification").fetch_one(&db).await?;
-    Ok(Json(Books { notifications }))
+async fn consistency(State(db): State<PgPool>) -> Result<Json<Consistency<Books>>, Problem> {
+    let (notifications, different) =
+        sqlx::query_as("SELECT count(*), count(DISTINCT (order_id, message)) FROM notification").fetch_one(&db).await?;
+    Ok(Json(Consistency { balanced: notifications == different, books: Books { notifications, different } }))
 }

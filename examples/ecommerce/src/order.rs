@@ -1,52 +1,59 @@
 //! The order service: takes orders, and runs their saga.
 
+mod asking;
+mod following;
+mod placing;
+
 use crate::{
     Result,
     client::Participant,
     figures,
+    money::Money,
+    problem::Problem,
     saga::{OrderSaga, OrderSagaOverKafka, PlaceOrder, Shop},
-    service::{self, GRACE, Place, Problem, idempotency_key},
+    service::{Consistency, GRACE, OfUser, Site},
 };
+use asking::Asking;
 use axum::{
     Json, Router,
     extract::{Path, Query, State},
-    http::{HeaderMap, StatusCode},
+    http::StatusCode,
     routing::{get, post},
 };
 use chrono::{DateTime, Utc};
-use saga_core::{Engine, Outcome, SagaId, Sagas, StepError, machine::Status, participant::Event};
+use following::Wait;
+use saga_core::{Engine, Outcome, SagaId, Sagas, StepError, machine::Status, participant::Event, transport::Transport};
 use saga_postgres::{InTransaction, PgOutbox, PgStore};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sqlx::{PgConnection, PgPool};
+use sqlx::{FromRow, PgConnection, PgPool};
 use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// The service's name.
 pub const NAME: &str = "order";
+/// Of its port.
+pub const OFFSET: u16 = 2;
 /// How long after the death of a process another one takes over its orders.
 const LEASE: Duration = Duration::from_secs(2);
 
 const SCHEMA: &str = "
-    CREATE TABLE IF NOT EXISTS product (
-        id     bigint PRIMARY KEY,
-        name   text NOT NULL,
-        price  bigint NOT NULL CHECK (price > 0)
-    );
     CREATE TABLE IF NOT EXISTS orders (
-        id          uuid PRIMARY KEY,  -- the saga's
-        user_id     bigint NOT NULL,
-        product_id  bigint NOT NULL,
-        product     text NOT NULL,  -- name and price as they were
-        unit_price  bigint NOT NULL,
-        quantity    bigint NOT NULL,
-        total       bigint NOT NULL,
-        state       text NOT NULL CHECK (state IN ('PENDING', 'CONFIRMED', 'CANCELLED')),
-        ended_at    timestamptz  -- when it got its final state
+        id            uuid PRIMARY KEY,  -- the saga's
+        user_id       bigint NOT NULL,
+        product_id    bigint NOT NULL,
+        product       text NOT NULL,  -- name and price as they were
+        unit_price    bigint NOT NULL,
+        quantity      bigint NOT NULL,
+        total         bigint NOT NULL,
+        currency      text NOT NULL,
+        user_checked  boolean NOT NULL,  -- not if the user service was away
+        state         text NOT NULL CHECK (state IN ('PENDING', 'CONFIRMED', 'CANCELLED')),
+        ended_at      timestamptz  -- when it got its final state
     );
-    CREATE INDEX IF NOT EXISTS orders_of_user ON orders (user_id);
-    INSERT INTO product VALUES (1, 'MacBook Pro 16', 3500000), (2, 'Signed poster', 90000), (1000, 'Sticker', 100) ON CONFLICT DO NOTHING";
+    CREATE INDEX IF NOT EXISTS orders_of_user ON orders (user_id, id)";
 
 /// How the saga's commands get to the other services.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -73,31 +80,34 @@ impl Way {
 }
 
 /// Where the other services are.
-#[derive(Debug, clap::Args)]
-pub struct Participants {
-    #[arg(long, default_value = "http://127.0.0.1:8084")]
+#[derive(Clone, Debug, clap::Args)]
+pub struct Others {
+    #[arg(long, env = "USER_URL", default_value = "http://127.0.0.1:8081")]
+    pub user: String,
+    #[arg(long, env = "INVENTORY_URL", default_value = "http://127.0.0.1:8084")]
     pub inventory: String,
-    #[arg(long, default_value = "http://127.0.0.1:8085")]
+    #[arg(long, env = "PAYMENT_URL", default_value = "http://127.0.0.1:8085")]
     pub payment: String,
-    #[arg(long, default_value = "http://127.0.0.1:8086")]
+    #[arg(long, env = "DELIVERY_URL", default_value = "http://127.0.0.1:8086")]
     pub delivery: String,
+    #[arg(long, env = "PRODUCT_URL", default_value = "http://127.0.0.1:8087")]
+    pub product: String,
 }
 
-pub async fn serve(place: &Place, participants: Participants, way: Way) -> Result<()> {
-    let db = PgPool::connect(&place.database).await?;
+pub async fn serve(site: Site, kafka: Arc<dyn Transport>, others: Others, way: Way) -> Result<()> {
+    let db = PgPool::connect(&site.database).await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
-    let store = PgStore::connect(&place.database).await?;
+    let store = PgStore::connect(&site.database).await?;
     store.migrate().await?;
     let outbox = PgOutbox::new(db.clone(), NAME);
-    let kafka = place.broker.transport()?;
     let relay = outbox.relay(kafka.clone()).start().await?;
     let figures = Arc::new(figures::Orders::new());
     let shop = Arc::new(Shop {
         orders: db.clone(),
         outbox: outbox.clone(),
-        inventory: Participant::at(participants.inventory),
-        payment: Participant::at(participants.payment),
-        delivery: Participant::at(participants.delivery),
+        inventory: Participant::at(others.inventory),
+        payment: Participant::at(others.payment),
+        delivery: Participant::at(others.delivery),
         figures: figures.clone(),
     });
     let engine = Engine::builder(store.clone())
@@ -108,14 +118,24 @@ pub async fn serve(place: &Place, participants: Participants, way: Way) -> Resul
         .start()
         .await?;
     let sagas = OrderSagas { over_http: engine.sagas(), over_kafka: engine.sagas(), new_ones: way };
+    let asking = Arc::new(Asking::at(others.user, others.product));
     let router = Router::new()
-        .route("/orders", post(submit).get(of_user))
+        .route("/orders", post(placing::submit).get(of_user))
         .route("/orders/{id}", get(one))
         .route("/orders/{id}/history", get(history))
-        .route("/books", get(books))
-        .with_state(Orders { db, store, sagas, figures });
+        .route("/orders/{id}/events", get(following::events))
+        .route("/consistency", get(consistency))
+        .with_state(Orders {
+            db: db.clone(),
+            store,
+            outbox: outbox.clone(),
+            sagas,
+            asking,
+            figures,
+            stop: site.stop.clone(),
+        });
     tokio::select! {
-        served = service::serve(router, place) => served?,
+        served = site.serve(router, db) => served?,
         () = figures::watch(&outbox, &relay) => {}
     }
     let ended = async {
@@ -131,8 +151,11 @@ pub async fn serve(place: &Place, participants: Participants, way: Way) -> Resul
 struct Orders {
     db: PgPool,
     store: PgStore,
+    outbox: PgOutbox,
     sagas: OrderSagas,
+    asking: Arc<Asking>,
     figures: Arc<figures::Orders>,
+    stop: CancellationToken,
 }
 
 /// The orders of both versions of the saga. One that began over HTTP ends over HTTP, also when new ones go over Kafka by now.
@@ -162,6 +185,10 @@ impl OrderSagas {
         })
     }
 
+    async fn find(&self, key: &str) -> Result<bool, saga_core::Error> {
+        Ok(self.over_kafka.find(key).await?.is_some())
+    }
+
     async fn status(&self, saga: SagaId) -> Result<Status, saga_core::Error> {
         self.over_http.get(saga).status().await
     }
@@ -181,91 +208,76 @@ impl OrderSagas {
     }
 }
 
-/// Answers as soon as the order is durable, and its saga with it; what comes of it is told by `GET /orders/{id}`. With a key
-/// that was used before the answer is the order of then.
-async fn submit(
-    State(Orders { db, store, sagas, figures }): State<Orders>,
-    headers: HeaderMap,
-    Json(order): Json<PlaceOrder>,
-) -> Result<(StatusCode, Json<Value>), Problem> {
-    let key = idempotency_key(&headers).map_or_else(|| Uuid::now_v7().to_string(), Into::into);
-    let mut tx = db.begin().await?;
-    let (saga, is_new) = sagas.submit(&store, &mut tx, &key, order.clone()).await?;
-    if is_new {
-        let placed = sqlx::query(
-            "INSERT INTO orders (id, user_id, product_id, product, unit_price, quantity, total, state)
-             SELECT $1, $2, id, name, price, $4, price * $4, 'PENDING' FROM product WHERE id = $3",
-        )
-        .bind(saga.as_uuid())
-        .bind(order.user_id)
-        .bind(order.product_id)
-        .bind(i64::from(order.quantity.get()))
-        .execute(&mut *tx)
-        .await?;
-        if placed.rows_affected() == 0 {
-            return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "there is no such product"));
+/// An order as it was placed, and what became of it.
+#[derive(Serialize, FromRow)]
+#[serde(rename_all = "camelCase")]
+struct Row {
+    id: Uuid,
+    user_id: i64,
+    product_id: i64,
+    product: String,
+    unit_price: i64,
+    quantity: i64,
+    total: i64,
+    currency: String,
+    user_checked: bool,
+    state: String,
+    ended_at: Option<DateTime<Utc>>,
+}
+
+impl Row {
+    async fn insert(&self, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+        sqlx::query("INSERT INTO orders VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)")
+            .bind(self.id)
+            .bind(self.user_id)
+            .bind(self.product_id)
+            .bind(&self.product)
+            .bind(self.unit_price)
+            .bind(self.quantity)
+            .bind(self.total)
+            .bind(&self.currency)
+            .bind(self.user_checked)
+            .bind(&self.state)
+            .execute(tx)
+            .await?;
+        Ok(())
+    }
+}
+
+async fn one(
+    State(orders): State<Orders>,
+    Path(id): Path<Uuid>,
+    Query(wait): Query<Wait>,
+) -> Result<Json<Value>, Problem> {
+    Ok(Json(orders.awaited(id.into(), wait.duration()?).await?))
+}
+
+impl Orders {
+    /// An order, where its saga stands, and why it was cancelled if it was.
+    async fn look_up(&self, saga: SagaId) -> Result<Value, Problem> {
+        // First: once the saga has ended the row says how.
+        let status = self.sagas.status(saga).await;
+        let row: Option<Row> =
+            sqlx::query_as("SELECT * FROM orders WHERE id = $1").bind(saga.as_uuid()).fetch_optional(&self.db).await?;
+        let mut order = json!(row.ok_or_else(|| Problem::not_found("there is no such order"))?);
+        let status = status?;
+        order["saga"] = format!("{status:?}").into();
+        if status == Status::RolledBack
+            && let Outcome::RolledBack(why) = self.sagas.outcome(saga).await?
+        {
+            order["reason"] = why.reason.into();
         }
+        Ok(order)
     }
-    tx.commit().await?;
-    store.wake();
-    if is_new {
-        figures.requests.add(1, &[]);
-    }
-    Ok((StatusCode::ACCEPTED, look_up(&db, &sagas, saga).await?))
-}
-
-async fn one(State(orders): State<Orders>, Path(id): Path<Uuid>) -> Result<Json<Value>, Problem> {
-    look_up(&orders.db, &orders.sagas, id.into()).await
-}
-
-/// An order, where its saga stands, and why it was cancelled if it was.
-async fn look_up(db: &PgPool, sagas: &OrderSagas, saga: SagaId) -> Result<Json<Value>, Problem> {
-    // First: once the saga has ended the row says how.
-    let status = sagas.status(saga).await;
-    let row: Option<Row> = sqlx::query_as(
-        "SELECT id, user_id, product_id, product, unit_price, quantity, total, state, ended_at FROM orders WHERE id = $1",
-    )
-    .bind(saga.as_uuid())
-    .fetch_optional(db)
-    .await?;
-    let mut order = told(row.ok_or(Problem::new(StatusCode::NOT_FOUND, "there is no such order"))?);
-    let status = status?;
-    order["saga"] = format!("{status:?}").into();
-    if status == Status::RolledBack
-        && let Outcome::RolledBack(why) = sagas.outcome(saga).await?
-    {
-        order["reason"] = why.reason.into();
-    }
-    Ok(Json(order))
 }
 
 async fn history(State(orders): State<Orders>, Path(id): Path<Uuid>) -> Result<String, Problem> {
     Ok(orders.sagas.history(id.into()).await?)
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct OfUser {
-    user_id: i64,
-}
-
-async fn of_user(State(orders): State<Orders>, Query(of): Query<OfUser>) -> Result<Json<Vec<Value>>, Problem> {
-    let rows: Vec<Row> = sqlx::query_as(
-        "SELECT id, user_id, product_id, product, unit_price, quantity, total, state, ended_at FROM orders WHERE user_id = $1 ORDER BY id",
-    )
-    .bind(of.user_id)
-    .fetch_all(&orders.db)
-    .await?;
-    Ok(Json(rows.into_iter().map(told).collect()))
-}
-
-type Row = (Uuid, i64, i64, String, i64, i64, i64, String, Option<DateTime<Utc>>);
-
-fn told((id, user, product_id, product, unit_price, quantity, total, state, ended): Row) -> Value {
-    json!({
-        "id": id, "userId": user, "productId": product_id, "product": product,
-        "unitPrice": unit_price, "quantity": quantity, "total": total, "state": state, "endedAt": ended,
-    })
+async fn of_user(State(orders): State<Orders>, Query(of): Query<OfUser>) -> Result<Json<Vec<Row>>, Problem> {
+    let rows = sqlx::query_as("SELECT * FROM orders WHERE user_id = $1 ORDER BY id DESC LIMIT 100");
+    Ok(Json(rows.bind(of.user_id).fetch_all(&orders.db).await?))
 }
 
 impl From<saga_core::Error> for Problem {
@@ -276,13 +288,15 @@ impl From<saga_core::Error> for Problem {
             saga_core::Error::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        Self::new(status, &error.to_string())
+        Self::new(status, error.to_string())
     }
 }
 
 /// For the saga: what is to be paid.
-pub async fn total(db: &PgPool, saga: SagaId) -> Result<i64, sqlx::Error> {
-    sqlx::query_scalar("SELECT total FROM orders WHERE id = $1").bind(saga.as_uuid()).fetch_one(db).await
+pub async fn total(db: &PgPool, saga: SagaId) -> Result<Money, sqlx::Error> {
+    let total = sqlx::query_as("SELECT total, currency FROM orders WHERE id = $1").bind(saga.as_uuid());
+    let (amount, currency) = total.fetch_one(db).await?;
+    Ok(Money { amount, currency })
 }
 
 /// For the saga: the order's state is a copy of the saga's, for queries. If it changes, others are told in the same transaction; a repeat changes nothing.
@@ -307,6 +321,22 @@ pub async fn change(shop: &Shop, saga: SagaId, state: &str, event: &impl Event) 
 /// What others are told of an order.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+pub struct OrderCreated {
+    pub order_id: Uuid,
+    pub user_id: i64,
+    pub product_id: i64,
+    pub quantity: i64,
+    pub total: Money,
+}
+
+impl Event for OrderCreated {
+    const TYPE: &'static str = "order.created.v1";
+    const TOPIC: &'static str = "order.events";
+}
+
+/// The same.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct OrderConfirmed {
     pub order_id: Uuid,
     pub user_id: i64,
@@ -314,7 +344,7 @@ pub struct OrderConfirmed {
 
 impl Event for OrderConfirmed {
     const TYPE: &'static str = "order.confirmed.v1";
-    const TOPIC: &'static str = "order.events";
+    const TOPIC: &'static str = OrderCreated::TOPIC;
 }
 
 /// The same.
@@ -327,7 +357,7 @@ pub struct OrderCancelled {
 
 impl Event for OrderCancelled {
     const TYPE: &'static str = "order.cancelled.v1";
-    const TOPIC: &'static str = OrderConfirmed::TOPIC;
+    const TOPIC: &'static str = OrderCreated::TOPIC;
 }
 
 /// The finished orders, and how many are not.
@@ -340,16 +370,18 @@ pub struct Books {
     pub money: i64,
 }
 
-async fn books(State(orders): State<Orders>) -> Result<Json<Books>, Problem> {
-    let (unfinished, cancelled, confirmed, units, money) = sqlx::query_as(
+/// They balance if what is owed for every order is what its units cost then.
+async fn consistency(State(orders): State<Orders>) -> Result<Json<Consistency<Books>>, Problem> {
+    let (unfinished, cancelled, confirmed, units, money, balanced) = sqlx::query_as(
         "SELECT count(*) FILTER (WHERE state = 'PENDING'), count(*) FILTER (WHERE state = 'CANCELLED'), count(*) FILTER (WHERE state = 'CONFIRMED'),
                 coalesce(sum(quantity) FILTER (WHERE state = 'CONFIRMED'), 0)::bigint,
-                coalesce(sum(total) FILTER (WHERE state = 'CONFIRMED'), 0)::bigint
+                coalesce(sum(total) FILTER (WHERE state = 'CONFIRMED'), 0)::bigint,
+                coalesce(bool_and(total = quantity * unit_price), true)
          FROM orders",
     )
     .fetch_one(&orders.db)
     .await?;
-    Ok(Json(Books { unfinished, cancelled, confirmed, units, money }))
+    Ok(Json(Consistency { balanced, books: Books { unfinished, cancelled, confirmed, units, money } }))
 }
 
 #[cfg(test)]
@@ -368,10 +400,20 @@ mod tests {
         let figures = Arc::new(figures::Orders::new());
         let shop = Shop { orders, outbox: outbox.clone(), inventory, payment, delivery, figures };
         let saga = SagaId::from(Uuid::now_v7());
-        sqlx::query("INSERT INTO orders VALUES ($1, 1, 1, 'MacBook Pro 16', 3500000, 1, 3500000, 'PENDING')")
-            .bind(saga.as_uuid())
-            .execute(&shop.orders)
-            .await?;
+        let order = Row {
+            id: saga.as_uuid(),
+            user_id: 1,
+            product_id: 1,
+            product: "MacBook Pro 16".into(),
+            unit_price: 3_500_000,
+            quantity: 1,
+            total: 3_500_000,
+            currency: "KRW".into(),
+            user_checked: true,
+            state: "PENDING".into(),
+            ended_at: None,
+        };
+        order.insert(&mut *shop.orders.acquire().await?).await?;
         let confirmed = OrderConfirmed { order_id: saga.as_uuid(), user_id: 1 };
         for _ in 0..2 {
             change(&shop, saga, "CONFIRMED", &confirmed).await.map_err(|error| error.to_string())?;

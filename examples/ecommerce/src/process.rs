@@ -1,4 +1,4 @@
-//! A service as a process of its own: this very program, called as `ecommerce service <name>`.
+//! A service as a process of its own: this very program, called as `ecommerce serve <name>`.
 
 use crate::{Result, telemetry};
 use rustix::process::{Pid, Signal, kill_process};
@@ -72,7 +72,7 @@ async fn spawn(
     arguments: &[String],
 ) -> Result<(Child, Option<ChildStdin>, String)> {
     let mut child = Command::new(std::env::current_exe()?)
-        .args(["service", name, "--listen", listen, "--until-stdin-closes"])
+        .args(["serve", name, "--listen", listen, "--until-stdin-closes"])
         .args(arguments)
         .args(telemetry::arguments())
         .env("DATABASE_URL", database)

@@ -5,8 +5,9 @@ use crate::{
     delivery::{StartDelivery, Started},
     figures,
     inventory::{ReleaseStock, ReserveStock, Reserved},
+    money::Money,
     order::{self, OrderCancelled, OrderConfirmed},
-    payment::{ChargePayment, Charged},
+    payment::ChargePayment,
 };
 use saga_core::{CompensationCx, Cx, Out, Retry, Saga, SagaBuilder, StepError};
 use saga_postgres::PgOutbox;
@@ -82,7 +83,7 @@ impl Saga for OrderSagaOverKafka {
         saga.pivot("charge-payment")
             .reads(total)
             .retry(for_minutes)
-            .command(|PlaceOrder { user_id, .. }, amount| ChargePayment { user_id, amount });
+            .command(|PlaceOrder { user_id, .. }, due| ChargePayment { user_id, due });
         saga.retriable("start-delivery")
             .retry(patiently().forever())
             .command(|PlaceOrder { user_id, .. }| StartDelivery { user_id });
@@ -95,11 +96,11 @@ const fn patiently() -> Retry {
 }
 
 /// The order stands since this saga does: one transaction wrote both. From here on it is cancelled if the saga turns back.
-async fn place_order(shop: Cx<Shop>, _: PlaceOrder) -> Result<i64, StepError> {
+async fn place_order(shop: Cx<Shop>, _: PlaceOrder) -> Result<Money, StepError> {
     Ok(order::total(&shop.orders, shop.saga_id()).await?)
 }
 
-async fn cancel_order(shop: CompensationCx<Shop>, order: PlaceOrder, _: Option<i64>) -> Result<(), StepError> {
+async fn cancel_order(shop: CompensationCx<Shop>, order: PlaceOrder, _: Option<Money>) -> Result<(), StepError> {
     let cancelled = OrderCancelled { order_id: shop.saga_id().as_uuid(), user_id: order.user_id };
     order::change(&shop, shop.saga_id(), "CANCELLED", &cancelled).await
 }
@@ -118,9 +119,9 @@ async fn release_stock(shop: CompensationCx<Shop>, _: PlaceOrder, _: Option<Rese
     shop.inventory.command("/reservations/release", shop.forward_key(), &ReleaseStock {}).await
 }
 
-async fn charge_payment(shop: Cx<Shop>, order: PlaceOrder, total: i64) -> Result<Charged, StepError> {
-    let due = ChargePayment { user_id: order.user_id, amount: total };
-    shop.payment.command("/payments", shop.idempotency_key(), &due).await
+async fn charge_payment(shop: Cx<Shop>, order: PlaceOrder, due: Money) -> Result<Money, StepError> {
+    let charge = ChargePayment { user_id: order.user_id, due };
+    shop.payment.command("/payments", shop.idempotency_key(), &charge).await
 }
 
 async fn start_delivery(shop: Cx<Shop>, order: PlaceOrder) -> Result<Started, StepError> {

@@ -1,28 +1,122 @@
-//! The shop, open until it is told to close.
+//! The shop, open until it is told to close: in one process, or with a process for each service.
 
 use crate::{
-    Result, broker::Broker, databases::Databases, opening::Services, order::Way, process::Process,
-    service::told_to_stop,
+    Result,
+    broker::{Broker, Connection},
+    databases::Databases,
+    delivery, inventory, notification,
+    opening::Services,
+    order::{self, Way},
+    payment,
+    process::Process,
+    product,
+    service::{PORT_BASE, Site, told_to_stop},
+    telemetry, user,
 };
+use saga_core::transport::Transport;
+use std::sync::Arc;
 use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
 
-pub async fn serve(way: Way, port_base: u16) -> Result<()> {
+/// Where the services listen.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Ports {
+    /// The services listen at this port + 1, 2, 4, 5, 6, 7 and 8; 0 is for any free ports.
+    #[arg(long = "port-base", env = "PORT_BASE", default_value_t = PORT_BASE, value_parser = clap::value_parser!(u16).range(..65_000))]
+    base: u16,
+}
+
+impl Ports {
+    /// Any free ones.
+    pub const ANY: Self = Self { base: 0 };
+
+    pub const fn of(self, offset: u16) -> u16 {
+        if self.base == 0 { 0 } else { self.base + offset }
+    }
+}
+
+pub async fn serve(way: Way, ports: Ports, processes: bool) -> Result<()> {
     let mut postgres = Databases::start("ecommerce").await?;
     let broker = Broker::start().await?;
-    let services = Services::start(&mut postgres, &broker, way, port_base).await?;
-
     println!("{}\n{}\n{}\n", postgres.in_use(), broker.in_use(), way.told());
-    for service in services.all() {
-        println!("{:<12} {}  process {:<8} {}", service.name, service.url, service.id(), service.database);
+    match processes {
+        true => with_a_process_each(&mut postgres, &broker, way, ports).await?,
+        false => in_one_process(&mut postgres, &broker, way, ports).await?,
     }
-    println!(
-        "\nTry it, and kill -9 a process while you do: it is started again.\n\
-         curl {0}/orders --json '{{\"userId\":1,\"productId\":1,\"quantity\":1}}'\n\
-         curl '{0}/orders?userId=1'\n\
-         curl {1}/inventory/1\n\
-         Ctrl-C closes the shop.",
-        services.order.url, services.inventory.url
-    );
+    postgres.stop().await;
+    Ok(())
+}
+
+async fn in_one_process(postgres: &mut Databases, broker: &Broker, way: Way, ports: Ports) -> Result<()> {
+    let (stop, mut opened) = (CancellationToken::new(), vec![]);
+    let mut open = async |name: &'static str, offset| {
+        let database = postgres.of(name).await?;
+        let site = Site::at(ports.of(offset), database, stop.clone()).await?;
+        opened.push((name, site.url()?, site.database.clone()));
+        Ok::<_, crate::Error>(site)
+    };
+    let user = open(user::NAME, user::OFFSET).await?;
+    let order = open(order::NAME, order::OFFSET).await?;
+    let inventory = open(inventory::NAME, inventory::OFFSET).await?;
+    let payment = open(payment::NAME, payment::OFFSET).await?;
+    let delivery = open(delivery::NAME, delivery::OFFSET).await?;
+    let product = open(product::NAME, product::OFFSET).await?;
+    let notification = open(notification::NAME, notification::OFFSET).await?;
+    let others = order::Others {
+        user: user.url()?,
+        inventory: inventory.url()?,
+        payment: payment.url()?,
+        delivery: delivery.url()?,
+        product: product.url()?,
+    };
+    let order_url = order.url()?;
+
+    let kafka = broker.connection();
+    let mut services = JoinSet::new();
+    services.spawn(telemetry::of(user::NAME, user::serve(user)));
+    services.spawn(telemetry::of(product::NAME, product::serve(product)));
+    services.spawn(telemetry::of(inventory::NAME, on_kafka(kafka.clone(), inventory, inventory::serve)));
+    services.spawn(telemetry::of(payment::NAME, on_kafka(kafka.clone(), payment, payment::serve)));
+    services.spawn(telemetry::of(delivery::NAME, on_kafka(kafka.clone(), delivery, delivery::serve)));
+    services.spawn(telemetry::of(notification::NAME, on_kafka(kafka.clone(), notification, notification::serve)));
+    let inventory_url = others.inventory.clone();
+    let take_orders = async move |site, kafka| order::serve(site, kafka, others, way).await;
+    services.spawn(telemetry::of(order::NAME, on_kafka(kafka, order, take_orders)));
+    tokio::select! {
+        up = are_up(&opened) => up?,
+        Some(ended) = services.join_next() => return ended?,
+    }
+    for (name, url, database) in &opened {
+        told(name, url, std::process::id(), database);
+    }
+    invite(&order_url, &inventory_url);
+    tokio::select! {
+        () = told_to_stop() => {}
+        Some(ended) = services.join_next() => ended??,
+    }
+    stop.cancel();
+    while let Some(ended) = services.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
+
+/// Each has a connection of its own to the broker.
+async fn on_kafka<F: Future<Output = Result<()>>>(
+    kafka: Connection,
+    site: Site,
+    serve: impl FnOnce(Site, Arc<dyn Transport>) -> F,
+) -> Result<()> {
+    serve(site, kafka.transport().await?).await
+}
+
+async fn with_a_process_each(postgres: &mut Databases, broker: &Broker, way: Way, ports: Ports) -> Result<()> {
+    let services = Services::start(postgres, broker, way, ports).await?;
+    for service in services.all() {
+        told(service.name, &service.url, service.id(), &service.database);
+    }
+    invite(&services.order.url, &services.inventory.url);
+    println!("kill -9 a process while you do: it is started again.");
 
     let (closing, closed) = watch::channel(());
     let mut kept = JoinSet::new();
@@ -37,8 +131,28 @@ pub async fn serve(way: Way, port_base: u16) -> Result<()> {
     while let Some(stopped) = kept.join_next().await {
         stopped??;
     }
-    postgres.stop().await;
     Ok(())
+}
+
+/// A service answers when it is ready: until then, its callers wait.
+async fn are_up(opened: &[(&str, String, String)]) -> Result<()> {
+    for (_, url, _) in opened {
+        reqwest::get(format!("{url}/health/live")).await?.error_for_status()?;
+    }
+    Ok(())
+}
+
+fn told(name: &str, url: &str, process: u32, database: &str) {
+    println!("{name:<12} {url}  process {process:<8} {database}");
+}
+
+fn invite(order: &str, inventory: &str) {
+    println!(
+        "\nTry it; Ctrl-C closes the shop.\n\
+         curl '{order}/orders?wait=5s' --json '{{\"userId\":1,\"productId\":1,\"quantity\":1}}'\n\
+         curl '{order}/orders?userId=1'\n\
+         curl {inventory}/inventory/1"
+    );
 }
 
 /// Starts a service again when it ends, until the shop closes.

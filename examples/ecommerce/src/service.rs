@@ -1,53 +1,116 @@
-//! What every service has: an address, a database, a way to take part in sagas, and one way to say no.
+//! What every service has: an address, a database, health, and an end.
 
-use crate::{Result, broker::Connection, telemetry};
+use crate::{
+    Result,
+    problem::{self, Problem},
+    telemetry,
+};
 use axum::{
-    Router,
-    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
-    response::{IntoResponse, Response},
+    Json, Router,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    middleware::map_response,
+    routing::get,
 };
 use saga_core::participant::Participating;
-use serde_json::json;
-use std::{io, net::SocketAddr, time::Duration};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sqlx::PgPool;
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
     sync::oneshot,
-    time::timeout,
+    time::{sleep, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 /// How long what is under way may take to end when a service stops.
 pub const GRACE: Duration = Duration::from_secs(5);
-/// Where a service is.
+/// The ports are this and an offset, each service's own.
+pub const PORT_BASE: u16 = 8080;
+
+/// Where a service is, if it is a process of its own.
 #[derive(Debug, clap::Args)]
 pub struct Place {
-    /// Port 0 is any free one; the first line on stdout says which.
-    #[arg(long, default_value = "127.0.0.1:0")]
-    listen: SocketAddr,
+    /// Defaults to the service's own port on this machine. Port 0 is any free one; the first line on stdout says which.
+    #[arg(long, env = "LISTEN")]
+    listen: Option<SocketAddr>,
     /// The service's own database.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
-    pub database: String,
-    #[command(flatten)]
-    pub broker: Connection,
+    database: String,
     /// Stop when stdin is closed: so ends a service whose parent was killed.
     #[arg(long, hide = true)]
     until_stdin_closes: bool,
 }
 
-/// Serves until told to stop: Ctrl-C, SIGTERM, or the end of the parent.
-pub async fn serve(router: Router, place: &Place) -> Result<()> {
-    let listener = TcpListener::bind(place.listen).await?;
-    println!("http://{}", listener.local_addr()?);
-    let parent = place.until_stdin_closes.then(stdin_closed);
-    axum::serve(listener, telemetry::watched(router))
-        .with_graceful_shutdown(async {
+impl Place {
+    /// Opens it at its own port, unless told otherwise, until the process is told to stop.
+    pub async fn open(self, offset: u16) -> Result<Site> {
+        let listen = self.listen.unwrap_or_else(|| local(PORT_BASE + offset));
+        let parent = self.until_stdin_closes.then(stdin_closed);
+        let stop = CancellationToken::new();
+        let stopping = stop.clone();
+        tokio::spawn(async move {
             tokio::select! {
                 () = told_to_stop() => {}
                 Ok(()) = async { parent.ok_or(())?.await.map_err(|_| ()) } => {}
             }
-        })
-        .await?;
-    Ok(())
+            stopping.cancel();
+        });
+        Ok(Site { listener: TcpListener::bind(listen).await?, database: self.database, stop, announced: true })
+    }
+}
+
+/// What a service is given: where it listens, its database, and when to stop.
+pub struct Site {
+    listener: TcpListener,
+    pub database: String,
+    pub stop: CancellationToken,
+    /// Whether it says on stdout where it is, once it serves.
+    announced: bool,
+}
+
+impl Site {
+    /// At this port of this machine, or at any free one if it is 0.
+    pub async fn at(port: u16, database: String, stop: CancellationToken) -> Result<Self> {
+        Ok(Self { listener: TcpListener::bind(local(port)).await?, database, stop, announced: false })
+    }
+
+    pub fn url(&self) -> Result<String> {
+        Ok(format!("http://{}", self.listener.local_addr()?))
+    }
+
+    /// Serves until told to stop, and lets what is under way end.
+    pub async fn serve(self, router: Router, db: PgPool) -> Result<()> {
+        if self.announced {
+            println!("{}", self.url()?);
+        }
+        let router = router.merge(health(db)).layer(map_response(problem::of_every_refusal));
+        let router = telemetry::watched(router);
+        let served = axum::serve(self.listener, router).with_graceful_shutdown(self.stop.clone().cancelled_owned());
+        tokio::select! {
+            served = served => Ok(served?),
+            // Somebody may never finish what he began to send.
+            () = async { self.stop.cancelled().await; sleep(GRACE).await } => Ok(()),
+        }
+    }
+
+    /// Serves, and takes part over Kafka, until told to stop.
+    pub async fn take_part(self, router: Router, db: PgPool, participating: Participating) -> Result<()> {
+        self.serve(router, db).await?;
+        // It would wait for a broker that is gone, and a shop that was killed takes its embedded one with it.
+        let _ = timeout(GRACE, participating.stop()).await;
+        Ok(())
+    }
+}
+
+fn local(port: u16) -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, port).into()
 }
 
 pub async fn told_to_stop() {
@@ -68,12 +131,19 @@ fn stdin_closed() -> oneshot::Receiver<()> {
     noticed
 }
 
-/// Serves, and takes part over Kafka, until told to stop.
-pub async fn take_part(place: &Place, router: Router, participating: Participating) -> Result<()> {
-    serve(router, place).await?;
-    // It would wait for a broker that is gone, and a shop that was killed takes its embedded one with it.
-    let _ = timeout(GRACE, participating.stop()).await;
-    Ok(())
+/// Live: it answers. Ready: its database does too. A broker that is away is no reason to send nobody: orders are taken without one, and go on when it is back.
+fn health(db: PgPool) -> Router {
+    Router::new()
+        .route("/health/live", get(async || Json(json!({ "status": "up" }))))
+        .route("/health/ready", get(ready))
+        .with_state(db)
+}
+
+async fn ready(State(db): State<PgPool>) -> Result<Json<Value>, Problem> {
+    match timeout(Duration::from_secs(2), sqlx::query("SELECT").execute(&db)).await {
+        Ok(Ok(_)) => Ok(Json(json!({ "status": "up", "database": "up" }))),
+        _ => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the database does not answer")),
+    }
 }
 
 /// The header `Idempotency-Key`, as a client chose it.
@@ -81,30 +151,18 @@ pub fn idempotency_key(headers: &HeaderMap) -> Option<&str> {
     headers.get("idempotency-key")?.to_str().ok().filter(|key| !key.is_empty())
 }
 
-/// A no, as problem details (RFC 9457).
-#[derive(Debug)]
-pub struct Problem {
-    status: StatusCode,
-    detail: String,
+/// What a service says of its own books at `GET /consistency`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Consistency<B> {
+    /// Whether they balance.
+    pub balanced: bool,
+    #[serde(flatten)]
+    pub books: B,
 }
 
-impl Problem {
-    pub fn new(status: StatusCode, detail: &str) -> Self {
-        Self { status, detail: detail.into() }
-    }
-}
-
-/// Also after a commit that was not answered: so the caller must not take it for "nothing happened".
-impl From<sqlx::Error> for Problem {
-    fn from(error: sqlx::Error) -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, &format!("the database: {error}"))
-    }
-}
-
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        let Self { status, detail } = self;
-        let body = json!({ "title": status.canonical_reason(), "status": status.as_u16(), "detail": detail });
-        (status, [(CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
-    }
+/// `?userId=`
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct OfUser {
+    pub user_id: i64,
 }

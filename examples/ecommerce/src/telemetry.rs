@@ -78,9 +78,9 @@ pub fn arguments() -> Vec<String> {
 }
 
 /// Does what a service does in a process that it shares with others.
-pub async fn of<T>(name: &'static str, service: impl Future<Output = T>) -> Result<T> {
+pub async fn of<T>(name: &'static str, service: impl Future<Output = Result<T>>) -> Result<T> {
     let known = process().service(name)?;
-    Ok(SERVICE.scope(known, service).await)
+    SERVICE.scope(known, service).await
 }
 
 /// Sends what is still here. Takes no longer than [`FLUSHING`], whatever became of the collector.

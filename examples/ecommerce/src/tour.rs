@@ -7,7 +7,8 @@ use crate::{
     broker::Broker,
     databases::Databases,
     opening::Services,
-    order::{Participants, Way},
+    order::{Others, Way},
+    serve::Ports,
 };
 use serde_json::Value;
 use std::time::{Duration, Instant};
@@ -27,7 +28,7 @@ pub async fn tour(way: Way) -> Result<()> {
 async fn tell(postgres: &mut Databases, way: Way) -> Result<()> {
     headline("The shop opens");
     let broker = Broker::start().await?;
-    let mut services = Services::start(postgres, &broker, way, 0).await?;
+    let mut services = Services::start(postgres, &broker, way, Ports::ANY).await?;
     println!("   {}\n   {}\n   {}", postgres.in_use(), broker.in_use(), way.told());
     for service in services.all() {
         println!("   {:<12} {}  process {:<8} a database of its own", service.name, service.url, service.id());
@@ -78,10 +79,12 @@ async fn tell(postgres: &mut Databases, way: Way) -> Result<()> {
     check(shop.balance(1).await? == 9_500_000, "balance of user 1: 9500000, charged once")?;
 
     headline("The books");
-    let others = Participants {
+    let others = Others {
+        user: services.user.url.clone(),
         inventory: services.inventory.url.clone(),
         payment: services.payment.url.clone(),
         delivery: services.delivery.url.clone(),
+        product: services.product.url.clone(),
     };
     let (order, notification) = (services.order.url.clone(), services.notification.url.clone());
     books::close(&books::Places { order, others, notification }).await?;

@@ -1,6 +1,6 @@
 //! What a service tells of the requests that it gets: a span and a duration each, by OpenTelemetry's conventions for HTTP.
 
-use super::current;
+use super::{SERVICE, Service, current};
 use axum::{
     Router,
     extract::{MatchedPath, Request, State},
@@ -35,7 +35,7 @@ pub fn watched(router: Router) -> Router {
         .with_unit("s")
         .with_boundaries(DURATIONS.into())
         .build();
-    let watch = Arc::new(Watch { tracer: global::tracer("ecommerce"), durations });
+    let watch = Arc::new(Watch { service: current(), tracer: global::tracer("ecommerce"), durations });
     let figures = current().figures.clone();
     router
         .layer(from_fn_with_state(watch, watch_one))
@@ -50,11 +50,17 @@ fn text(figures: &Registry) -> Response {
 }
 
 struct Watch {
+    service: Arc<Service>,
     tracer: BoxedTracer,
     durations: Histogram<f64>,
 }
 
+/// A request has a task of its own, so it says whose it is.
 async fn watch_one(State(watch): State<Arc<Watch>>, request: Request, next: Next) -> Response {
+    SERVICE.scope(watch.service.clone(), handle(watch, request, next)).await
+}
+
+async fn handle(watch: Arc<Watch>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map(|route| route.as_str().to_owned());
     if route.as_deref().is_some_and(|route| route.starts_with("/health")) {
         return next.run(request).await;

@@ -6,7 +6,7 @@ use std::process::Output;
 
 /// With the books at the services of this shop.
 async fn load(shop: &Shop, at: &str, arguments: &[&str]) -> Output {
-    let books = ["order", "inventory", "payment", "delivery", "notification"];
+    let books = ["user", "order", "inventory", "payment", "delivery", "product", "notification"];
     let books = books.map(|service| format!("--{service}={}", shop.urls[service]));
     ecommerce().arg("load").arg(format!("--url={}", shop.urls[at])).args(books).args(arguments).output().await.unwrap()
 }

@@ -13,7 +13,7 @@ use std::{
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
-    time::sleep,
+    time::{sleep, timeout},
 };
 
 /// With a Postgres and a broker of its own, which end with it.
@@ -25,7 +25,7 @@ pub fn ecommerce() -> Command {
 
 /// `ecommerce serve`, on free ports.
 pub struct Shop {
-    _process: Child,
+    process: Child,
     pub http: Client,
     pub urls: HashMap<String, String>,
     databases: HashMap<String, String>,
@@ -48,7 +48,9 @@ impl Shop {
         });
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let (mut urls, mut databases) = (HashMap::new(), HashMap::new());
-        while !["order", "inventory", "payment", "delivery", "notification"].iter().all(|name| urls.contains_key(*name))
+        while !["user", "order", "inventory", "payment", "delivery", "product", "notification"]
+            .iter()
+            .all(|name| urls.contains_key(*name))
         {
             let line = lines.next_line().await.unwrap().expect("the shop opens");
             if let [name, url, .., database] = *line.split_whitespace().collect::<Vec<_>>()
@@ -60,7 +62,7 @@ impl Shop {
         }
         // Somebody has to read what it says.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Self { _process: process, http: Client::new(), urls, databases, log }
+        Self { process, http: Client::new(), urls, databases, log }
     }
 
     /// Until its saga has ended.
@@ -83,6 +85,15 @@ impl Shop {
             assert!(Instant::now() < patience, "the order has not ended: {order}");
             sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Tells it to stop: how long it takes.
+    pub async fn close(mut self) -> Duration {
+        let began = Instant::now();
+        let id = self.process.id().unwrap().to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
+        timeout(PATIENCE, self.process.wait()).await.expect("it stops").unwrap();
+        began.elapsed()
     }
 
     pub async fn sql(&self, service: &str, sql: &'static str) {

@@ -1,0 +1,151 @@
+//! `ecommerce`, as a program that is run.
+
+use reqwest::{Client, StatusCode};
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
+use std::{
+    collections::HashMap,
+    process::{Output, Stdio},
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::{Child, Command},
+};
+
+const ECOMMERCE: &str = env!("CARGO_BIN_EXE_ecommerce");
+
+/// With a Postgres and a broker of its own, which end with it.
+pub fn ecommerce() -> Command {
+    let mut command = Command::new(ECOMMERCE);
+    command.env_remove("DATABASE_URL").env_remove("KAFKA_BROKERS").kill_on_drop(true);
+    command
+}
+
+/// With the broker in `KAFKA_BROKERS`, else with a real one that is started for it.
+pub fn ecommerce_on_a_real_broker() -> Command {
+    let mut command = match std::env::var("KAFKA_BROKERS") {
+        Ok(_) => Command::new(ECOMMERCE),
+        Err(_) => {
+            let mut command = Command::new("bash");
+            command.args([concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/kafka"), "run", "--", ECOMMERCE]);
+            command
+        }
+    };
+    command.env_remove("DATABASE_URL").kill_on_drop(true);
+    command
+}
+
+/// `ecommerce serve`, on free ports.
+pub struct Shop {
+    pub process: Child,
+    pub http: Client,
+    pub urls: HashMap<String, String>,
+    pub processes: HashMap<String, String>,
+    pub databases: HashMap<String, String>,
+}
+
+impl Shop {
+    /// All services in `one_process`, or each in its own.
+    pub async fn open(transport: &str, kind: &str) -> Self {
+        let mut serve = ecommerce();
+        // It is killed at the end of the test, and its Postgres with it: the services may complain, but not here.
+        serve
+            .args(["serve", "--transport", transport, "--port-base", "0"])
+            .env("RUST_LOG", "off")
+            .stdout(Stdio::piped());
+        if kind == "processes" {
+            serve.arg("--processes");
+        }
+        let mut process = serve.spawn().unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let (mut urls, mut processes, mut databases) = (HashMap::new(), HashMap::new(), HashMap::new());
+        while urls.len() < 7 {
+            let line = lines.next_line().await.unwrap().expect("the shop opens");
+            if let [name, url, _, process, database] = *line.split_whitespace().collect::<Vec<_>>()
+                && url.starts_with("http://")
+            {
+                urls.insert(name.to_owned(), url.to_owned());
+                processes.insert(name.to_owned(), process.to_owned());
+                databases.insert(name.to_owned(), database.to_owned());
+            }
+        }
+        // Somebody has to read what it says.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        Self { process, http: Client::new(), urls, processes, databases }
+    }
+
+    pub async fn get(&self, service: &str, path: &str) -> Value {
+        let answer = self.http.get(format!("{}{path}", self.urls[service])).send().await.unwrap();
+        answer.error_for_status().unwrap().json().await.unwrap()
+    }
+
+    pub async fn post(&self, service: &str, path: &str, key: &str, body: Value) -> (StatusCode, Value) {
+        let request = self.http.post(format!("{}{path}", self.urls[service])).header("Idempotency-Key", key);
+        let answer = request.json(&body).send().await.unwrap();
+        (answer.status(), answer.json().await.unwrap())
+    }
+
+    pub async fn order(&self, key: &str, user: u32, product: u32, quantity: u32) -> Value {
+        let wanted = json!({ "userId": user, "productId": product, "quantity": quantity });
+        let (status, order) = self.post("order", "/orders", key, wanted).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{order}");
+        order
+    }
+
+    /// Sends a signal to the process of a service.
+    pub async fn signal(&self, service: &str, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.processes[service]]).status().await.unwrap();
+        assert!(sent.success());
+    }
+
+    pub async fn ended(&self, order: &Value) -> Value {
+        let path = format!("/orders/{}", order["id"].as_str().unwrap());
+        let patience = Instant::now() + Duration::from_secs(120);
+        loop {
+            // It may be away for a while.
+            if let Ok(found) = self.http.get(format!("{}{path}", self.urls["order"])).send().await
+                && let Ok(order) = found.json::<Value>().await
+                && (order["saga"] == "Completed" || order["saga"] == "RolledBack")
+            {
+                return order;
+            }
+            assert!(Instant::now() < patience, "the order has not ended: {order}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub async fn reserve(&self, order: &str, quantity: u32) -> (StatusCode, Value) {
+        let wanted = json!({ "productId": 1, "quantity": quantity });
+        self.post("inventory", "/reservations", &key_of(order), wanted).await
+    }
+
+    pub async fn release(&self, order: &str) {
+        let (status, _) = self.post("inventory", "/reservations/release", &key_of(order), json!({})).await;
+        assert_eq!(status, StatusCode::OK);
+    }
+
+    pub async fn stock(&self, product: u32) -> Value {
+        self.get("inventory", &format!("/inventory/{product}")).await["quantity"].take()
+    }
+
+    pub async fn sql(&self, service: &str, sql: &'static str) {
+        let mut database = PgConnection::connect(&self.databases[service]).await.unwrap();
+        sqlx::raw_sql(sql).execute(&mut database).await.unwrap();
+    }
+
+    pub async fn books(&self) -> Output {
+        let urls = self.urls.iter().flat_map(|(name, url)| [format!("--{name}"), url.clone()]);
+        ecommerce().arg("books").args(urls).output().await.unwrap()
+    }
+
+    pub async fn assert_books_balance(&self) {
+        let books = self.books().await;
+        assert!(books.status.success(), "{}", String::from_utf8_lossy(&books.stdout));
+    }
+}
+
+/// The idempotency key of a step of the order with this name.
+pub fn key_of(order: &str) -> String {
+    format!("{}/step", uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, order.as_bytes()))
+}

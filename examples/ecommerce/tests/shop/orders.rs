@@ -1,0 +1,136 @@
+//! Orders, and what becomes of them.
+
+use crate::open::Shop;
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+pub async fn one_of_a_hundred_buyers_gets_the_last_item(shop: Shop) {
+    let orders = futures::future::join_all((0..100).map(|i| {
+        let shop = &shop;
+        async move { shop.ended(&shop.order(&format!("buyer {i}"), i % 100 + 1, 2, 1).await).await }
+    }))
+    .await;
+    let confirmed = orders.iter().filter(|order| order["state"] == "CONFIRMED").count();
+    let sold_out =
+        orders.iter().filter(|order| order["state"] == "CANCELLED" && order["reason"] == "out of stock").count();
+    assert_eq!((confirmed, sold_out), (1, 99), "{:?}", orders.iter().map(|order| &order["reason"]).collect::<Vec<_>>());
+    assert_eq!(shop.stock(2).await, 0);
+    shop.assert_books_balance().await;
+}
+
+pub async fn an_order_is_placed_once_for_each_key_at_the_shops_price(shop: Shop) {
+    let wanted = json!({ "userId": 1, "productId": 1, "quantity": 1, "price": 1 });
+    let (status, order) = shop.post("order", "/orders", "k", wanted.clone()).await;
+    assert_eq!((status, &order["total"]), (StatusCode::ACCEPTED, &json!(3_500_000)));
+    let again = futures::future::join_all((0..10).map(|_| shop.post("order", "/orders", "k", wanted.clone()))).await;
+    assert!(
+        again.iter().all(|(status, same)| *status == StatusCode::ACCEPTED && same["id"] == order["id"]),
+        "{again:?}"
+    );
+    let other = json!({ "userId": 1, "productId": 1, "quantity": 2 });
+    assert_eq!(shop.post("order", "/orders", "k", other).await.0, StatusCode::UNPROCESSABLE_ENTITY);
+    let unknown = json!({ "userId": 1, "productId": 99, "quantity": 1 });
+    assert_eq!(shop.post("order", "/orders", "l", unknown).await.0, StatusCode::UNPROCESSABLE_ENTITY);
+
+    assert_eq!(shop.ended(&order).await["state"], "CONFIRMED");
+    let too_many = shop.ended(&shop.order("m", 1, 1, 999).await).await;
+    assert_eq!((&too_many["state"], &too_many["reason"]), (&json!("CANCELLED"), &json!("out of stock")));
+    assert_eq!(shop.stock(1).await, 4);
+    assert_eq!(shop.get("order", "/orders?userId=1").await.as_array().unwrap().len(), 2);
+    shop.assert_books_balance().await;
+}
+
+pub async fn a_customer_is_told_once_what_becomes_of_an_order(shop: Shop) {
+    let confirmed = shop.ended(&shop.order("k", 3, 1, 1).await).await;
+    let cancelled = shop.ended(&shop.order("l", 3, 1, 999).await).await;
+    // Waits until the last one is told.
+    shop.assert_books_balance().await;
+    let told = shop.get("notification", "/notifications?userId=3").await;
+    let of = |order: &Value| -> BTreeSet<String> {
+        let of_order = told.as_array().unwrap().iter().filter(|each| each["orderId"] == order["id"]);
+        of_order.map(|each| format!("{}: {}", each["channel"], each["message"]).replace('"', "")).collect()
+    };
+    let begins = "MAIL: We have your order.";
+    let well = [begins, "SMS: Your order is on its way.", "SMS: Your order has arrived."];
+    assert_eq!(of(&confirmed), well.map(String::from).into());
+    assert_eq!(of(&cancelled), [begins, "MAIL: Your order was cancelled."].map(String::from).into());
+    assert_eq!(told.as_array().unwrap().len(), 5);
+    let delivered = shop.get("delivery", "/deliveries?userId=3").await;
+    assert_eq!((&delivered[0]["orderId"], &delivered[0]["state"]), (&confirmed["id"], &json!("COMPLETED")));
+    assert_eq!(delivered.as_array().unwrap().len(), 1);
+}
+
+pub async fn books_that_do_not_balance_exit_with_an_error(shop: Shop) {
+    shop.ended(&shop.order("k", 1, 1, 1).await).await;
+    shop.assert_books_balance().await;
+    shop.sql("inventory", "UPDATE stock SET quantity = quantity + 1 WHERE product_id = 1").await;
+    let books = shop.books().await;
+    assert_eq!(books.status.code(), Some(1));
+    assert!(String::from_utf8(books.stdout).unwrap().contains("✗ units delivered to us"));
+    assert!(String::from_utf8(books.stderr).unwrap().contains("the books do not balance"));
+}
+
+pub async fn an_order_keeps_the_name_and_the_price_of_its_day(shop: Shop) {
+    let before = shop.order("before", 1, 1, 1).await;
+    shop.sql("product", "UPDATE product SET price = 3600000, name = 'MacBook Pro 17' WHERE id = 1").await;
+    let after = shop.order("after", 1, 1, 2).await;
+    let known = |order: &Value| [&order["product"], &order["unitPrice"], &order["total"]].map(Value::to_string);
+    assert_eq!(known(&shop.ended(&before).await), ["\"MacBook Pro 16\"", "3500000", "3500000"]);
+    assert_eq!(known(&shop.ended(&after).await), ["\"MacBook Pro 17\"", "3600000", "7200000"]);
+    assert_eq!(shop.get("payment", "/accounts/1").await["balance"], 20_000_000 - 3_500_000 - 7_200_000);
+    shop.assert_books_balance().await;
+}
+
+pub async fn an_order_that_makes_no_sense_is_refused_and_leaves_nothing(shop: Shop) {
+    shop.sql("product", "INSERT INTO product VALUES (9, 'The moon', 9223372036854775807, 'KRW', 'art')").await;
+    let refused = [
+        (json!({ "userId": 101, "productId": 1, "quantity": 1 }), "this user is blocked"),
+        (json!({ "userId": 9999, "productId": 1, "quantity": 1 }), "there is no such user"),
+        (json!({ "userId": 1, "productId": 99, "quantity": 1 }), "there is no such product"),
+        (json!({ "userId": 1, "productId": -1, "quantity": 1 }), "there is no such product"),
+        (json!({ "userId": 1, "productId": 1, "quantity": 0 }), "the quantity is 1 to 1000"),
+        (json!({ "userId": 1, "productId": 1, "quantity": -5 }), "the quantity is 1 to 1000"),
+        (json!({ "userId": 1, "productId": 1, "quantity": 1001 }), "the quantity is 1 to 1000"),
+        (json!({ "userId": 1, "productId": 1, "quantity": i64::MAX }), "the quantity is 1 to 1000"),
+        (json!({ "userId": 1, "productId": 1, "quantity": u64::MAX }), "quantity"),
+        (json!({ "userId": 1, "productId": 1, "quantity": 1.5 }), "quantity"),
+        (json!({ "userId": 1, "productId": 1, "quantity": "1" }), "quantity"),
+        (json!({ "userId": "1; DROP TABLE orders", "productId": 1, "quantity": 1 }), "userId"),
+        (json!({ "userId": 1, "quantity": 1 }), "productId"),
+        (json!({ "userId": 1, "productId": 9, "quantity": 2 }), "that is more than can be paid"),
+    ];
+    for (wanted, because) in refused {
+        let (status, problem) = shop.post("order", "/orders", &wanted.to_string(), wanted.clone()).await;
+        assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{wanted}: {problem}");
+        assert!(problem["detail"].as_str().unwrap().contains(because), "{wanted}: {problem}");
+    }
+    assert_eq!(shop.get("order", "/consistency").await["unfinished"], 0);
+    assert_eq!(shop.get("order", "/orders?userId=1").await, json!([]));
+    shop.assert_books_balance().await;
+}
+
+pub async fn a_repeat_is_answered_whatever_changed_meanwhile(shop: Shop) {
+    let order = shop.ended(&shop.order("k", 3, 1, 1).await).await;
+    shop.sql("user", "UPDATE users SET state = 'BLOCKED' WHERE id = 3").await;
+    shop.sql("product", "DELETE FROM product").await;
+    let wanted = json!({ "userId": 3, "productId": 1, "quantity": 1 });
+    assert_eq!(shop.post("order", "/orders", "k", wanted.clone()).await, (StatusCode::ACCEPTED, order));
+    let (status, _) = shop.post("order", "/orders", "l", wanted).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+}
+
+pub async fn products_are_listed_by_category_too(shop: Shop) {
+    let first =
+        json!({ "id": 1, "name": "MacBook Pro 16", "price": 3_500_000, "currency": "KRW", "category": "computers" });
+    assert_eq!(shop.get("product", "/products/1").await, first);
+    let ids = async |path| {
+        let found = shop.get("product", path).await;
+        found.as_array().unwrap().iter().map(|product| product["id"].as_i64().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(ids("/products").await, [1, 2, 3]);
+    assert_eq!(ids("/products?category=computers").await, [1, 3]);
+    assert!(ids("/products?category=none").await.is_empty());
+    let user = json!({ "id": 101, "name": "Eve", "email": "eve@example.com", "state": "BLOCKED" });
+    assert_eq!(shop.get("user", "/users/101").await, user);
+}

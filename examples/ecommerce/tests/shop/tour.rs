@@ -1,0 +1,67 @@
+//! The tour.
+
+use crate::open::{ecommerce, ecommerce_on_a_real_broker};
+use std::process::{Output, Stdio};
+
+#[tokio::test]
+async fn the_tour_ends_with_books_that_balance() {
+    let told = assert_told(&ecommerce().output().await.unwrap());
+    for line in [
+        "private, started from the binaries on this machine",
+        "embedded, a mock in this process",
+        "confirm-order succeeded",
+        "charge-payment failed: payment declined",
+        "reserve-stock was undone",
+        "kill -9",
+        "its worker was lost",
+        "✓ balance of user 1: 9500000, charged once",
+        "They balance",
+    ] {
+        assert!(told.contains(line), "{line} is missing in:\n{told}");
+    }
+    assert!(!told.contains('✗'), "{told}");
+}
+
+#[tokio::test]
+async fn the_tours_output_is_the_same_over_http_the_embedded_broker_and_a_real_one() {
+    let over_http = ecommerce().args(["tour", "--transport", "http"]).output().await.unwrap();
+    let embedded = ecommerce().output().await.unwrap();
+    let real = ecommerce_on_a_real_broker().stderr(Stdio::piped()).output().await.unwrap();
+    let complaints = String::from_utf8_lossy(&real.stderr);
+    assert!(
+        real.status.success(),
+        "the tour needs a real Kafka: set KAFKA_BROKERS, or install Java 17 and Maven\n{complaints}"
+    );
+    let (over_http, embedded) = (assert_told(&over_http), assert_told(&embedded));
+    let real = String::from_utf8(real.stdout).unwrap();
+    for (told, broker) in [(&over_http, "commands over HTTP"), (&embedded, "embedded"), (&real, "in KAFKA_BROKERS")] {
+        assert!(told.contains(broker), "{broker} is missing in:\n{told}");
+    }
+    assert_eq!(story(&over_http), story(&embedded));
+    assert_eq!(story(&over_http), story(&real));
+}
+
+/// What a tour told on stdout; on stderr it has nothing to say.
+fn assert_told(tour: &Output) -> String {
+    let told = String::from_utf8_lossy(&tour.stdout).into_owned();
+    assert!(tour.status.success(), "{told}\n{}", String::from_utf8_lossy(&tour.stderr));
+    assert_eq!(String::from_utf8_lossy(&tour.stderr), "", "nothing is mixed into the story");
+    told
+}
+
+/// What a tour told, without addresses, process ids and durations.
+fn story(told: &str) -> Vec<String> {
+    let start_up = told.find("1. A completed order").unwrap();
+    let lines = told[start_up..].lines().filter(|line| !line.contains("ended after"));
+    lines
+        .map(|line| {
+            let words: Vec<&str> = line.split(' ').collect();
+            let follows = |place: usize| place.checked_sub(1).map(|before| words[before]);
+            let told = words.iter().enumerate().map(|(place, word)| match follows(place) {
+                Some("-9" | "process") => "<id>",
+                _ => word,
+            });
+            told.collect::<Vec<_>>().join(" ")
+        })
+        .collect()
+}
