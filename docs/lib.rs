@@ -27,6 +27,9 @@ pub mod promises {}
 #[doc = include_str!("src/operations.md")]
 pub mod operations {}
 
+#[doc = include_str!("src/observability.md")]
+pub mod observability {}
+
 #[allow(missing_docs, reason = "shown in the guide, which says the rest")]
 pub mod shop;
 

@@ -289,6 +289,7 @@ impl PgStore {
     pub(crate) async fn start_on(
         &self,
         connection: &mut PgConnection,
+        plans: Plans,
         batch: &[Start],
     ) -> Result<Vec<Started>, StoreError> {
         let ids: Vec<Uuid> = batch.iter().map(|start| start.saga.as_uuid()).collect();
@@ -322,7 +323,7 @@ impl PgStore {
         let taken = |start: &&Start| !new.contains(&start.saga.as_uuid());
         let (names, keys): (Vec<&str>, Vec<&str>) =
             batch.iter().filter(taken).map(|start| (start.name.as_str(), start.key.as_str())).unzip();
-        let sql = sqlx::query(self.queries().start_existing.clone());
+        let sql = sqlx::query(self.queries().start_existing.clone()).persistent(plans == Plans::Kept);
         let rows = sql.bind(names).bind(keys).fetch_all(&mut *connection).await.map_err(|error| meaning_of(&error))?;
         let mut existing: HashMap<(String, String), (Uuid, Vec<u8>)> = HashMap::new();
         for row in rows {
@@ -349,12 +350,14 @@ impl PgStore {
     pub(crate) async fn post_on(
         &self,
         connection: &mut PgConnection,
+        plans: Plans,
         batch: &[Mail],
     ) -> Result<Vec<Posted>, StoreError> {
         let ids: Vec<Uuid> = batch.iter().map(|mail| mail.saga.as_uuid()).collect();
         let messages: Vec<&str> = batch.iter().map(|mail| mail.message.as_str()).collect();
         let bodies: Vec<&[u8]> = batch.iter().map(|mail| mail.body.as_slice()).collect();
-        let sql = sqlx::query(self.queries().post.clone()).bind(ids).bind(messages).bind(bodies);
+        let sql = sqlx::query(self.queries().post.clone()).persistent(plans == Plans::Kept);
+        let sql = sql.bind(ids).bind(messages).bind(bodies);
         let rows = sql.fetch_all(&mut *connection).await.map_err(|error| meaning_of(&error))?;
         rows.iter()
             .map(|row| {
@@ -409,7 +412,7 @@ impl Store for PgStore {
 
     async fn start(&self, batch: &[Start]) -> Result<Vec<Started>, StoreError> {
         let mut connection = self.inner.pool.acquire().await.map_err(|error| meaning_of(&error))?;
-        let answer = timeout(self.inner.patience, self.start_on(&mut connection, batch)).await;
+        let answer = timeout(self.inner.patience, self.start_on(&mut connection, Plans::Kept, batch)).await;
         self.settle(connection, answer)
     }
 
@@ -491,7 +494,7 @@ impl Store for PgStore {
 
     async fn post(&self, batch: &[Mail]) -> Result<Vec<Posted>, StoreError> {
         let mut connection = self.inner.pool.acquire().await.map_err(|error| meaning_of(&error))?;
-        let answer = timeout(self.inner.patience, self.post_on(&mut connection, batch)).await;
+        let answer = timeout(self.inner.patience, self.post_on(&mut connection, Plans::Kept, batch)).await;
         self.settle(connection, answer)
     }
 
@@ -550,6 +553,14 @@ impl Store for PgStore {
     fn hints(&self) -> broadcast::Receiver<Hint> {
         self.inner.hints.hear()
     }
+}
+
+/// Whether a connection keeps the plan of a statement that reads tables. Ours plan by indexes alone; on a user's, a plan that was made while the tables were empty would be slow
+/// later on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Plans {
+    Kept,
+    Fresh,
 }
 
 fn column<'r, T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>>(

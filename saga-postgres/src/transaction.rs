@@ -1,4 +1,4 @@
-use crate::PgStore;
+use crate::{PgStore, store::Plans};
 use async_trait::async_trait;
 use saga_core::{
     Error, Saga, SagaId, Sagas, Started,
@@ -55,14 +55,14 @@ impl<S: Saga> InTransaction<S> for Sagas<S> {
         input: S::Input,
     ) -> Result<Started<S>, Error> {
         let start = self.to_start(key, &input)?;
-        let mut answers = store.start_on(tx, std::slice::from_ref(&start)).await?;
+        let mut answers = store.start_on(tx, Plans::Fresh, std::slice::from_ref(&start)).await?;
         let answer = answers.pop().ok_or_else(|| StoreError::Unavailable("the store gave no answer".into()))?;
         self.has_started(&start, answer).await
     }
 
     async fn cancel_in(&self, store: &PgStore, tx: &mut PgConnection, saga: SagaId, reason: &str) -> Result<(), Error> {
         let mail = self.to_cancel(saga, reason)?;
-        match store.post_on(tx, &[mail]).await?.first() {
+        match store.post_on(tx, Plans::Fresh, &[mail]).await?.first() {
             Some(Posted::Accepted) => Ok(()),
             Some(Posted::Ended) => Err(Error::Ended(saga)),
             _ => Err(Error::NoSuchSaga(saga)),
