@@ -3,7 +3,7 @@
 use crate::{
     Result, figures,
     problem::Problem,
-    service::{Consistency, GRACE, OfUser, Site},
+    service::{self, Consistency, GRACE, OfUser, Site},
 };
 use axum::{
     Json, Router,
@@ -51,6 +51,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
     let router = Router::new()
         .route("/deliveries", barrier.on(start).get(of_user))
         .route("/consistency", get(consistency))
+        .route("/openapi.json", service::openapi(include_str!("../openapi/delivery.json")))
         .with_state(db.clone());
     let participant = Participant::new(NAME, inbox, outbox.clone()).on(start);
     let arriving = tokio::spawn(arrive(db.clone(), outbox.clone(), site.stop.clone()));

@@ -3,7 +3,7 @@
 use crate::{
     Result, figures,
     problem::Problem,
-    service::{Consistency, Site},
+    service::{self, Consistency, Site},
 };
 use axum::{
     Json, Router,
@@ -51,6 +51,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
         .route("/reservations/release", barrier.on_undo(release))
         .route("/inventory/{product}", get(inventory))
         .route("/consistency", get(consistency))
+        .route("/openapi.json", service::openapi(include_str!("../openapi/inventory.json")))
         .with_state(db.clone());
     let participant = Participant::new(NAME, inbox, figures).on(reserve).on_undo(release);
     site.take_part(router, db, participant.start(kafka).await?).await

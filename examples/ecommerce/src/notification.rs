@@ -5,7 +5,7 @@ use crate::{
     delivery::{DeliveryCompleted, DeliveryStarted},
     order::{OrderCancelled, OrderCreated},
     problem::Problem,
-    service::{Consistency, OfUser, Site},
+    service::{self, Consistency, OfUser, Site},
 };
 use axum::{
     Json, Router,
@@ -46,6 +46,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
     let router = Router::new()
         .route("/notifications", get(of_user))
         .route("/consistency", get(consistency))
+        .route("/openapi.json", service::openapi(include_str!("../openapi/notification.json")))
         .with_state(db.clone());
     let listener = Listener::new(NAME, inbox, ()).on(created).on(cancelled).on(started).on(completed);
     site.take_part(router, db, listener.start(kafka).await?).await

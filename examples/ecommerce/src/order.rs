@@ -11,7 +11,7 @@ use crate::{
     money::Money,
     problem::Problem,
     saga::{OrderSaga, OrderSagaOverKafka, PlaceOrder, Shop},
-    service::{Consistency, GRACE, OfUser, Site},
+    service::{self, Consistency, GRACE, OfUser, Site},
 };
 use asking::Asking;
 use axum::{
@@ -125,6 +125,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>, others: Others, way: W
         .route("/orders/{id}/history", get(history))
         .route("/orders/{id}/events", get(following::events))
         .route("/consistency", get(consistency))
+        .route("/openapi.json", service::openapi(include_str!("../openapi/order.json")))
         .with_state(Orders {
             db: db.clone(),
             store,

@@ -4,7 +4,7 @@ use crate::{
     Result, figures,
     money::Money,
     problem::Problem,
-    service::{Consistency, Site},
+    service::{self, Consistency, Site},
 };
 use axum::{
     Json, Router,
@@ -56,6 +56,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
         .route("/payments", barrier.on(charge))
         .route("/accounts/{user}", get(account))
         .route("/consistency", get(consistency))
+        .route("/openapi.json", service::openapi(include_str!("../openapi/payment.json")))
         .with_state(db.clone());
     let participant = Participant::new(NAME, inbox, figures).on(charge);
     site.take_part(router, db, participant.start(kafka).await?).await

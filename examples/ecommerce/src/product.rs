@@ -3,7 +3,7 @@
 use crate::{
     Result,
     problem::Problem,
-    service::{Consistency, Site},
+    service::{self, Consistency, Site},
 };
 use axum::{
     Json, Router,
@@ -41,6 +41,7 @@ pub async fn serve(site: Site) -> Result<()> {
         .route("/products", get(products))
         .route("/products/{id}", get(product))
         .route("/consistency", get(consistency))
+        .route("/openapi.json", service::openapi(include_str!("../openapi/product.json")))
         .with_state(db.clone());
     site.serve(router, db).await
 }

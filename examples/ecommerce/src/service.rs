@@ -8,9 +8,9 @@ use crate::{
 use axum::{
     Json, Router,
     extract::State,
-    http::{HeaderMap, StatusCode},
+    http::{StatusCode, header::CONTENT_TYPE},
     middleware::map_response,
-    routing::get,
+    routing::{MethodRouter, get},
 };
 use saga_core::participant::Participating;
 use serde::{Deserialize, Serialize};
@@ -141,14 +141,22 @@ fn health(db: PgPool) -> Router {
 
 async fn ready(State(db): State<PgPool>) -> Result<Json<Value>, Problem> {
     match timeout(Duration::from_secs(2), sqlx::query("SELECT").execute(&db)).await {
-        Ok(Ok(_)) => Ok(Json(json!({ "status": "up", "database": "up" }))),
+        Ok(Ok(_)) => Ok(Json(json!({ "status": "up" }))),
         _ => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the database does not answer")),
     }
 }
 
-/// The header `Idempotency-Key`, as a client chose it.
-pub fn idempotency_key(headers: &HeaderMap) -> Option<&str> {
-    headers.get("idempotency-key")?.to_str().ok().filter(|key| !key.is_empty())
+/// Runs what writes to its end, also when the caller has hung up: half-way it could leave a transaction open on a connection of the pool.
+pub async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Problem>> + Send + 'static,
+) -> Result<T, Problem> {
+    let ended = tokio::spawn(work).await;
+    ended.unwrap_or_else(|error| Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())))
+}
+
+/// A document that says what the service answers (OpenAPI 3.1). It is written by hand, because annotations in the code would be longer than the code; a test compares the two.
+pub fn openapi<S: Clone + Send + Sync + 'static>(document: &'static str) -> MethodRouter<S> {
+    get(async move || ([(CONTENT_TYPE, "application/json")], document))
 }
 
 /// What a service says of its own books at `GET /consistency`.

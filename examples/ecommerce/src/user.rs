@@ -3,7 +3,7 @@
 use crate::{
     Result,
     problem::Problem,
-    service::{Consistency, Site},
+    service::{self, Consistency, Site},
 };
 use axum::{
     Json, Router,
@@ -39,8 +39,11 @@ const SCHEMA: &str = "
 pub async fn serve(site: Site) -> Result<()> {
     let db = PgPool::connect(&site.database).await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
-    let router =
-        Router::new().route("/users/{id}", get(user)).route("/consistency", get(consistency)).with_state(db.clone());
+    let router = Router::new()
+        .route("/users/{id}", get(user))
+        .route("/consistency", get(consistency))
+        .route("/openapi.json", service::openapi(include_str!("../openapi/user.json")))
+        .with_state(db.clone());
     site.serve(router, db).await
 }
 

@@ -4,7 +4,7 @@ use super::{
     OrderCreated, Orders, Row,
     following::{Wait, has_ended},
 };
-use crate::{money::Money, problem::Problem, product::Product, saga::PlaceOrder, service::idempotency_key};
+use crate::{money::Money, problem::Problem, product::Product, saga::PlaceOrder, service::to_its_end};
 use axum::{
     Json,
     extract::{Query, State},
@@ -42,20 +42,33 @@ pub async fn submit(
 ) -> Result<(StatusCode, [(HeaderName, String); 1], Json<Value>), Problem> {
     let wait = wait.duration()?;
     let order = checked(&wanted)?;
-    let saga = match idempotency_key(&headers) {
-        Some(key) if key.len() > LONGEST_KEY => {
-            return Err(Problem::new(StatusCode::BAD_REQUEST, "the header Idempotency-Key is too long"));
-        }
-        // A repeat is answered whatever became of the product or the user meanwhile.
-        Some(key) => match orders.sagas.find(key).await? {
-            true => repeated(&orders, key, order).await?,
-            false => place(&orders, key, order).await?,
-        },
-        None => place(&orders, &Uuid::now_v7().to_string(), order).await?,
-    };
+    let key = idempotency_key(&headers)?.map(ToOwned::to_owned);
+    let saga = to_its_end(take(orders.clone(), key, order)).await?;
     let order = orders.awaited(saga, wait).await?;
     let status = if !wait.is_zero() && has_ended(&order) { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok((status, [(LOCATION, format!("/orders/{saga}"))], Json(order)))
+}
+
+/// As the client chose it. One that cannot be read is no reason to order twice.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+    let mut keys = headers.get_all("idempotency-key").iter();
+    let Some(key) = keys.next() else { return Ok(None) };
+    let key = key.to_str().ok().filter(|key| (1..=LONGEST_KEY).contains(&key.len()) && keys.next().is_none());
+    Ok(Some(key.ok_or_else(|| {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            format!("the header Idempotency-Key is one text of up to {LONGEST_KEY} characters"),
+        )
+    })?))
+}
+
+async fn take(orders: Orders, key: Option<String>, order: PlaceOrder) -> Result<SagaId, Problem> {
+    match key {
+        // A repeat is answered whatever became of the product or the user meanwhile.
+        Some(key) if orders.sagas.find(&key).await? => repeated(&orders, &key, order).await,
+        Some(key) => place(&orders, &key, order).await,
+        None => place(&orders, &Uuid::now_v7().to_string(), order).await,
+    }
 }
 
 fn checked(wanted: &Wanted) -> Result<PlaceOrder, Problem> {

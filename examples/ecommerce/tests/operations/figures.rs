@@ -2,7 +2,7 @@
 
 use crate::{PATIENCE, opened::Shop};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 use tokio::time::sleep;
@@ -13,6 +13,24 @@ impl Shop {
         let answer = self.http.get(format!("{}/metrics", self.urls[service])).send().await.unwrap();
         assert!(answer.headers()["content-type"].to_str().unwrap().starts_with("text/plain"));
         parsed(&answer.text().await.unwrap())
+    }
+
+    /// When each of these is told by some service.
+    pub async fn assert_has_figures(&self, awaited: &BTreeSet<String>) {
+        let patience = Instant::now() + PATIENCE;
+        loop {
+            let mut missing = awaited.clone();
+            for service in self.urls.keys() {
+                for series in self.figures(service).await.keys() {
+                    missing.remove(series.split('{').next().unwrap());
+                }
+            }
+            if missing.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < patience, "no service tells {missing:?}");
+            sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// When a service tells all of these.

@@ -3,6 +3,7 @@
 use crate::open::Shop;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
+use std::collections::HashMap;
 
 pub async fn every_no_is_a_problem(shop: Shop) {
     let known = uuid::Uuid::nil();
@@ -72,4 +73,68 @@ pub async fn each_service_says_how_it_is(shop: Shop) {
     let ready = shop.http.get(format!("{}/health/ready", shop.urls["user"])).send().await.unwrap();
     assert_eq!(ready.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(shop.get("user", "/health/live").await["status"], "up");
+}
+
+pub async fn each_service_answers_as_its_document_says(shop: Shop) {
+    let order = shop.ended(&shop.order("k", 1, 1, 1).await).await;
+    let id = order["id"].as_str().unwrap();
+    for (service, url) in &shop.urls {
+        let document = shop.get(service, "/openapi.json").await;
+        assert_eq!(document["openapi"], "3.1.0");
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            let id = if service == "order" { id } else { "1" };
+            let place = path.replace("{id}", id).replace("{product}", "1").replace("{user}", "1");
+            for (method, operation) in methods.as_object().unwrap() {
+                let told = format!("{service}: {method} {path}");
+                let method = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
+                // What it is for, and what it refuses.
+                for query in ["?userId=1", ""] {
+                    let request = shop.http.request(method.clone(), format!("{url}{place}{query}"));
+                    let answer = request.header("content-type", "application/json").body("{}").send().await.unwrap();
+                    let status = answer.status();
+                    assert!(
+                        status.is_success() || method != Method::GET || query.is_empty(),
+                        "{told} answers {status}"
+                    );
+                    let described = match &operation["responses"][status.as_str()] {
+                        reference if reference["$ref"].is_string() => &document["components"]["responses"]["Problem"],
+                        described => described,
+                    };
+                    let kind = answer.headers()["content-type"].to_str().unwrap().to_owned();
+                    let schema = &described["content"][kind.split(';').next().unwrap()]["schema"];
+                    assert!(schema.is_object(), "{told} answers {status}, {kind}");
+                    if kind.ends_with("json") {
+                        assert_is(&document, schema, &answer.json().await.unwrap(), &told);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// An object has the fields that the document says, and no others.
+fn assert_is(document: &Value, schema: &Value, value: &Value, told: &str) {
+    let fields = fields(document, schema);
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| assert_is(document, &schema["items"], item, told)),
+        Value::Object(found) => {
+            let unknown: Vec<_> = found.keys().filter(|name| !fields.contains_key(*name)).collect();
+            assert!(unknown.is_empty(), "{told} says {unknown:?} besides");
+            let missing: Vec<_> =
+                fields.iter().filter(|(name, required)| **required && !found.contains_key(*name)).collect();
+            assert!(missing.is_empty(), "{told} does not say {missing:?}");
+        }
+        _ => {}
+    }
+}
+
+/// The fields that a schema says, and whether they are required.
+fn fields(document: &Value, schema: &Value) -> HashMap<String, bool> {
+    if let Some(place) = schema["$ref"].as_str() {
+        return fields(document, document.pointer(place.trim_start_matches('#')).unwrap());
+    }
+    let parts = schema["allOf"].as_array().into_iter().flatten().flat_map(|part| fields(document, part));
+    let required = |name: &String| schema["required"].as_array().is_some_and(|all| all.iter().any(|one| one == name));
+    let own = schema["properties"].as_object().into_iter().flatten().map(|(name, _)| (name.clone(), required(name)));
+    parts.chain(own).collect()
 }

@@ -35,7 +35,7 @@ tests! { one_process:
     barrier::the_barrier_stands_before_payment_and_delivery_as_well
     barrier::a_key_that_names_no_step_is_a_bad_request
     barrier::what_an_order_asked_for_is_found_in_the_inbox_by_its_key_over_http_as_well
-    orders::one_of_a_hundred_buyers_gets_the_last_item
+    orders::one_of_a_hundred_buyers_gets_the_last_item_ten_times_over
     orders::an_order_is_placed_once_for_each_key_at_the_shops_price
     orders::a_customer_is_told_once_what_becomes_of_an_order
     orders::books_that_do_not_balance_exit_with_an_error
@@ -43,15 +43,18 @@ tests! { one_process:
     orders::an_order_that_makes_no_sense_is_refused_and_leaves_nothing
     orders::a_repeat_is_answered_whatever_changed_meanwhile
     orders::products_are_listed_by_category_too
+    orders::a_key_that_cannot_be_read_orders_nothing
+    orders::an_order_is_placed_though_the_customer_has_hung_up
     following::who_waits_is_answered_when_the_order_has_ended
     following::each_change_of_an_order_is_told_until_its_end_and_none_twice
     following::who_follows_or_waits_does_not_keep_a_shop_from_closing
     answers::every_no_is_a_problem
     answers::each_service_says_how_it_is
+    answers::each_service_answers_as_its_document_says
 }
 
 tests! { processes:
-    orders::one_of_a_hundred_buyers_gets_the_last_item
+    orders::one_of_a_hundred_buyers_gets_the_last_item_ten_times_over
     orders::a_customer_is_told_once_what_becomes_of_an_order
     deaths::orders_survive_when_each_service_is_killed_while_they_are_under_way
     deaths::services_end_with_a_shop_that_is_killed

@@ -1,21 +1,38 @@
 //! Orders, and what becomes of them.
 
 use crate::open::Shop;
-use reqwest::StatusCode;
+use reqwest::{StatusCode, header::HeaderValue};
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use sqlx::{Connection, PgConnection};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
-pub async fn one_of_a_hundred_buyers_gets_the_last_item(shop: Shop) {
-    let orders = futures::future::join_all((0..100).map(|i| {
-        let shop = &shop;
-        async move { shop.ended(&shop.order(&format!("buyer {i}"), i % 100 + 1, 2, 1).await).await }
-    }))
-    .await;
-    let confirmed = orders.iter().filter(|order| order["state"] == "CONFIRMED").count();
-    let sold_out =
-        orders.iter().filter(|order| order["state"] == "CANCELLED" && order["reason"] == "out of stock").count();
-    assert_eq!((confirmed, sold_out), (1, 99), "{:?}", orders.iter().map(|order| &order["reason"]).collect::<Vec<_>>());
-    assert_eq!(shop.stock(2).await, 0);
+pub async fn one_of_a_hundred_buyers_gets_the_last_item_ten_times_over(shop: Shop) {
+    for round in 1..=10 {
+        if round > 1 {
+            shop.sql("inventory", "UPDATE stock SET quantity = 1, delivered = delivered + 1 WHERE product_id = 2")
+                .await;
+        }
+        let orders =
+            futures::future::join_all(
+                (0..100).map(|i| {
+                    let shop = &shop;
+                    async move {
+                        shop.ended(&shop.order(&format!("round {round} buyer {i}"), i % 100 + 1, 2, 1).await).await
+                    }
+                }),
+            );
+        let orders = orders.await;
+        let confirmed = orders.iter().filter(|order| order["state"] == "CONFIRMED").count();
+        let sold_out =
+            orders.iter().filter(|order| order["state"] == "CANCELLED" && order["reason"] == "out of stock").count();
+        let reasons = || orders.iter().map(|order| &order["reason"]).collect::<Vec<_>>();
+        assert_eq!((confirmed, sold_out), (1, 99), "round {round}: {:?}", reasons());
+        assert_eq!(shop.stock(2).await, 0);
+        assert_eq!(shop.get("payment", "/consistency").await["taken"], 90_000 * round);
+    }
     shop.assert_books_balance().await;
 }
 
@@ -133,4 +150,47 @@ pub async fn products_are_listed_by_category_too(shop: Shop) {
     assert!(ids("/products?category=none").await.is_empty());
     let user = json!({ "id": 101, "name": "Eve", "email": "eve@example.com", "state": "BLOCKED" });
     assert_eq!(shop.get("user", "/users/101").await, user);
+}
+
+pub async fn a_key_that_cannot_be_read_orders_nothing(shop: Shop) {
+    let long = "k".repeat(256);
+    for keys in [vec![""], vec!["schlüssel"], vec![long.as_str()], vec!["one", "two"]] {
+        let mut request = shop.http.post(format!("{}/orders", shop.urls["order"]));
+        for key in &keys {
+            request = request.header("Idempotency-Key", HeaderValue::from_bytes(key.as_bytes()).unwrap());
+        }
+        let wanted = json!({ "userId": 1, "productId": 1, "quantity": 1 });
+        let answer = request.json(&wanted).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{keys:?}");
+    }
+    assert_eq!(shop.get("order", "/orders?userId=1").await, json!([]));
+}
+
+pub async fn an_order_is_placed_though_the_customer_has_hung_up(shop: Shop) {
+    let mut holder = PgConnection::connect(&shop.databases["order"]).await.unwrap();
+    sqlx::raw_sql("BEGIN; LOCK TABLE orders").execute(&mut holder).await.unwrap();
+    let wanted = json!({ "userId": 1, "productId": 1, "quantity": 1 });
+    let request = shop.http.post(format!("{}/orders", shop.urls["order"])).json(&wanted);
+    let hung_up = tokio::spawn(request.send());
+    let waits =
+        "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')";
+    while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&mut holder).await.unwrap() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    hung_up.abort();
+    assert!(hung_up.await.unwrap_err().is_cancelled());
+    // The service has noticed by now, or never does; the order is placed either way.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    sqlx::raw_sql("ROLLBACK").execute(&mut holder).await.unwrap();
+    let patience = Instant::now() + Duration::from_secs(60);
+    let placed = loop {
+        match shop.get("order", "/orders?userId=1").await.as_array().unwrap().as_slice() {
+            [] => assert!(Instant::now() < patience, "it was not placed"),
+            [order] => break order.clone(),
+            more => panic!("placed more than once: {more:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!(shop.ended(&placed).await["state"], "CONFIRMED");
+    shop.assert_books_balance().await;
 }
