@@ -12,31 +12,48 @@ use tokio::time::sleep;
 /// How long after the last order somebody may still be told.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Prints the books side by side. An error if they differ, or if an order is not finished.
-pub async fn close(order: &str, others: &Others, notification: &str) -> Result<()> {
-    let (orders, told) = when_all_are_told(order, notification).await?;
-    let lines = lines(&orders, &told, others).await?;
-    println!("   {:<44}{:>16}{:>16}{:>14}", "", "one book", "the other", "difference");
-    for Line { what, one, other } in &lines {
-        let mark = if one == other { '✓' } else { '✗' };
-        println!(" {mark} {what:<44}{one:>16}{other:>16}{:>14}", one - other);
-    }
-    match balance(&lines) {
-        true => Ok(()),
-        false => Err("the books do not balance".into()),
-    }
+/// Where the services are that have books.
+#[derive(Debug, clap::Args)]
+pub struct Places {
+    #[arg(long, default_value = "http://127.0.0.1:8082")]
+    pub order: String,
+    #[command(flatten)]
+    pub others: Others,
+    #[arg(long, default_value = "http://127.0.0.1:8088")]
+    pub notification: String,
 }
 
 /// Two books that must agree.
 #[derive(Debug, Serialize)]
 pub struct Line {
-    what: &'static str,
-    one: i64,
-    other: i64,
+    pub what: &'static str,
+    pub one: i64,
+    pub other: i64,
+}
+
+/// Prints the books side by side. An error if they differ, or if an order is not finished.
+pub async fn close(places: &Places) -> Result<()> {
+    let lines = compare(places).await?;
+    print(&lines);
+    if balance(&lines) { Ok(()) } else { Err("the books do not balance".into()) }
+}
+
+/// The books when everybody has been told.
+pub async fn compare(Places { order, others, notification }: &Places) -> Result<Vec<Line>> {
+    let (orders, told) = when_all_are_told(order, notification).await?;
+    lines(&orders, &told, others).await
 }
 
 pub fn balance(lines: &[Line]) -> bool {
     lines.iter().all(|line| line.one == line.other)
+}
+
+pub fn print(lines: &[Line]) {
+    println!("   {:<44}{:>16}{:>16}{:>14}", "", "one book", "the other", "difference");
+    for Line { what, one, other } in lines {
+        let mark = if one == other { '✓' } else { '✗' };
+        println!(" {mark} {what:<44}{one:>16}{other:>16}{:>14}", one - other);
+    }
 }
 
 /// The books as they are at this moment, in which something may be under way.

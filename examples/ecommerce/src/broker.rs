@@ -3,6 +3,7 @@
 use crate::{
     Result,
     delivery::{self, DeliveryStarted, StartDelivery},
+    figures,
     inventory::{self, ReserveStock},
     notification,
     order::{self, OrderCreated},
@@ -78,7 +79,7 @@ async fn ensure_topics(kafka: &KafkaTransport, brokers: &str) -> Result<()> {
 }
 
 /// Where a service finds the broker.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct Connection {
     /// Kafka's addresses.
     #[arg(long, env = "KAFKA_BROKERS")]
@@ -91,11 +92,17 @@ pub struct Connection {
 impl Connection {
     pub async fn transport(&self) -> Result<Arc<dyn Transport>> {
         if self.embedded_broker {
-            return Ok(Arc::new(EmbeddedBroker::settings(&self.brokers, &topics()).build()?));
+            return Ok(counted(EmbeddedBroker::settings(&self.brokers, &topics()).build()?));
         }
         // A process that was killed is missed after six seconds, the least that a broker allows.
         let kafka = KafkaTransport::builder(&self.brokers).set_consumer("session.timeout.ms", "6000").build()?;
         ensure_topics(&kafka, &self.brokers).await?;
-        Ok(Arc::new(kafka))
+        Ok(counted(kafka))
     }
+}
+
+fn counted(kafka: KafkaTransport) -> Arc<dyn Transport> {
+    let kafka = Arc::new(kafka);
+    figures::of_kafka(&kafka);
+    kafka
 }

@@ -1,6 +1,7 @@
 //! How the saga calls a participant, and what the answers mean.
 
-use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use crate::telemetry::Client;
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use saga_core::{Class, OrClass, StepError, participant::Command};
 use serde::{Deserialize, de::DeserializeOwned};
 
@@ -11,21 +12,21 @@ pub struct Participant {
 
 impl Participant {
     pub fn at(url: impl Into<String>) -> Self {
-        Self { http: Client::new(), url: url.into() }
+        Self { http: Client::new(reqwest::Client::new()), url: url.into() }
     }
 
     /// A command and the answer to it, or its undo, which has the same key.
     pub async fn command<C: Command>(&self, path: &str, key: &str, command: &C) -> Result<C::Reply, StepError> {
-        let request = self.http.post(format!("{}{path}", self.url)).header("Idempotency-Key", key);
-        answer(request.json(command)).await
+        let request = self.http.request(Method::POST, &format!("{}{path}", self.url)).header("Idempotency-Key", key);
+        answer(&self.http, request.json(command)).await
     }
 }
 
 /// Time is not limited here: each step has its timeout.
-async fn answer<T: DeserializeOwned>(request: RequestBuilder) -> Result<T, StepError> {
+async fn answer<T: DeserializeOwned>(http: &Client, request: RequestBuilder) -> Result<T, StepError> {
     // Who could not be reached did nothing. Any other error, and it may have happened.
     let response =
-        request.send().await.classify(|error| if error.is_connect() { Class::Retry } else { Class::Unknown })?;
+        http.send(request).await.classify(|error| if error.is_connect() { Class::Retry } else { Class::Unknown })?;
     match response.status() {
         status if status.is_success() => Ok(response.json().await?),
         StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY => Err(StepError::fail(reason(response).await?)),

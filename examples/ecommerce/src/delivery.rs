@@ -1,7 +1,7 @@
 //! The delivery service: one delivery for each order that was paid. It tells others when it starts, and a moment later that it is completed.
 
 use crate::{
-    Result,
+    Result, figures,
     problem::Problem,
     service::{self, Consistency, GRACE, OfUser, Site},
 };
@@ -54,8 +54,12 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
         .route("/openapi.json", service::openapi(include_str!("../openapi/delivery.json")))
         .with_state(db.clone());
     let participant = Participant::new(NAME, inbox, outbox.clone()).on(start);
-    let arriving = tokio::spawn(arrive(db.clone(), outbox, site.stop.clone()));
-    site.take_part(router, db, participant.start(kafka).await?).await?;
+    let arriving = tokio::spawn(arrive(db.clone(), outbox.clone(), site.stop.clone()));
+    let participating = participant.start(kafka).await?;
+    tokio::select! {
+        served = site.take_part(router, db, participating) => served?,
+        () = figures::watch(&outbox, &relay) => {}
+    }
     let _ = timeout(GRACE, async { tokio::join!(arriving, relay.stop()) }).await;
     Ok(())
 }

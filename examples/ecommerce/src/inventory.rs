@@ -1,7 +1,7 @@
 //! The inventory: what is in stock, and what is reserved for an order.
 
 use crate::{
-    Result,
+    Result, figures,
     problem::Problem,
     service::{self, Consistency, Site},
 };
@@ -11,7 +11,7 @@ use axum::{
     routing::get,
 };
 use saga_core::{
-    StepError,
+    SagaId, StepError,
     participant::{Command, CommandCx, Participant},
     transport::Transport,
 };
@@ -37,14 +37,15 @@ const SCHEMA: &str = "
         product_id  bigint NOT NULL,
         quantity    bigint NOT NULL CHECK (quantity > 0)
     );
-    INSERT INTO stock VALUES (1, 5, 5), (2, 1, 1), (3, 20, 20) ON CONFLICT DO NOTHING";
+    INSERT INTO stock VALUES (1, 5, 5), (2, 1, 1), (3, 20, 20), (1000, 1000000000, 1000000000) ON CONFLICT DO NOTHING";
 
 pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
     let db = PgPool::connect(&site.database).await?;
     let inbox = PgInbox::new(db.clone());
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
-    let barrier = Barrier::new(inbox.clone(), ());
+    let figures = Arc::new(figures::Reservations::new());
+    let barrier = Barrier::new(inbox.clone(), figures.clone());
     let router = Router::new()
         .route("/reservations", barrier.on(reserve))
         .route("/reservations/release", barrier.on_undo(release))
@@ -52,7 +53,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
         .route("/consistency", get(consistency))
         .route("/openapi.json", service::openapi(include_str!("../openapi/inventory.json")))
         .with_state(db.clone());
-    let participant = Participant::new(NAME, inbox, ()).on(reserve).on_undo(release);
+    let participant = Participant::new(NAME, inbox, figures).on(reserve).on_undo(release);
     site.take_part(router, db, participant.start(kafka).await?).await
 }
 
@@ -76,7 +77,15 @@ pub struct Reserved {
     pub units: u32,
 }
 
-async fn reserve(cx: CommandCx<()>, db: &mut PgConnection, wanted: ReserveStock) -> Result<Reserved, StepError> {
+type Cx = CommandCx<Arc<figures::Reservations>>;
+
+async fn reserve(cx: Cx, db: &mut PgConnection, wanted: ReserveStock) -> Result<Reserved, StepError> {
+    let reserved = take(cx.saga_id(), db, wanted).await;
+    cx.count(&reserved);
+    reserved
+}
+
+async fn take(order: SagaId, db: &mut PgConnection, wanted: ReserveStock) -> Result<Reserved, StepError> {
     let quantity = i64::from(wanted.quantity.get());
     let taken = sqlx::query("UPDATE stock SET quantity = quantity - $2 WHERE product_id = $1 AND quantity >= $2")
         .bind(wanted.product_id)
@@ -87,7 +96,7 @@ async fn reserve(cx: CommandCx<()>, db: &mut PgConnection, wanted: ReserveStock)
         return Err(StepError::fail("out of stock"));
     }
     sqlx::query("INSERT INTO reservation (order_id, product_id, quantity) VALUES ($1, $2, $3)")
-        .bind(cx.saga_id().as_uuid())
+        .bind(order.as_uuid())
         .bind(wanted.product_id)
         .bind(quantity)
         .execute(db)
@@ -106,7 +115,7 @@ impl Command for ReleaseStock {
 }
 
 /// Only called if there is a reservation, and once.
-async fn release(cx: CommandCx<()>, db: &mut PgConnection, _: ReleaseStock) -> Result<(), StepError> {
+async fn release(cx: Cx, db: &mut PgConnection, _: ReleaseStock) -> Result<(), StepError> {
     sqlx::query(
         "WITH gone AS (DELETE FROM reservation WHERE order_id = $1 RETURNING product_id, quantity)
          UPDATE stock SET quantity = stock.quantity + gone.quantity FROM gone WHERE stock.product_id = gone.product_id",
@@ -114,6 +123,7 @@ async fn release(cx: CommandCx<()>, db: &mut PgConnection, _: ReleaseStock) -> R
     .bind(cx.saga_id().as_uuid())
     .execute(db)
     .await?;
+    cx.released.add(1, &[]);
     Ok(())
 }
 

@@ -9,9 +9,11 @@ mod broker;
 mod client;
 mod databases;
 mod delivery;
+mod figures;
 mod gateway;
 mod identity;
 mod inventory;
+mod load;
 mod money;
 mod notification;
 mod opening;
@@ -23,13 +25,13 @@ mod product;
 mod saga;
 mod serve;
 mod service;
+mod telemetry;
 mod tour;
 mod user;
 
 use clap::{Parser, Subcommand};
 use order::Way;
 use std::{process::ExitCode, sync::Arc};
-use tracing_subscriber::EnvFilter;
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 type Result<T, E = Error> = std::result::Result<T, E>;
@@ -39,6 +41,8 @@ type Result<T, E = Error> = std::result::Result<T, E>;
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
+    #[command(flatten)]
+    telemetry: telemetry::Options,
 }
 
 #[derive(Subcommand)]
@@ -61,14 +65,9 @@ enum Command {
         service: Option<Box<Service>>,
     },
     /// Compares the books of an open shop; exits with 1 if they do not balance.
-    Books {
-        #[arg(long, default_value = "http://127.0.0.1:8082")]
-        order: String,
-        #[command(flatten)]
-        others: order::Others,
-        #[arg(long, default_value = "http://127.0.0.1:8088")]
-        notification: String,
-    },
+    Books(books::Places),
+    /// Many users order in an open shop, once a second each; then the books. Exits with 1 if anything was not as it should be.
+    Load(load::Options),
 }
 
 #[derive(clap::Args)]
@@ -122,10 +121,11 @@ impl OnKafka {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,sqlx=error,librdkafka=error"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match run(Arguments::parse().command.unwrap_or(Command::Tour(Transport { way: Way::Kafka }))).await {
+    let Arguments { command, telemetry } = Arguments::parse();
+    let command = command.unwrap_or(Command::Tour(Transport { way: Way::Kafka }));
+    let ended = run(command, telemetry).await;
+    telemetry::stop();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
@@ -134,18 +134,36 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(command: Command) -> Result<()> {
+async fn run(command: Command, telemetry: telemetry::Options) -> Result<()> {
+    telemetry.start(match &command {
+        Command::Serve { service: Some(service), .. } => service.name(),
+        _ => "ecommerce",
+    })?;
     match command {
         Command::Tour(transport) => tour::tour(transport.way).await,
-        Command::Serve { service: Some(service), .. } => service.serve().await,
+        Command::Serve { service: Some(service), .. } => telemetry::of(service.name(), service.serve()).await,
         Command::Serve { transport, ports, processes, rules, service: None } => {
             serve::serve(transport.way, ports, processes, *rules).await
         }
-        Command::Books { order, others, notification } => books::close(&order, &others, &notification).await,
+        Command::Books(places) => books::close(&places).await,
+        Command::Load(options) => load::run(options).await,
     }
 }
 
 impl Service {
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Gateway { .. } => gateway::NAME,
+            Self::User(_) => user::NAME,
+            Self::Order { .. } => order::NAME,
+            Self::Inventory(_) => inventory::NAME,
+            Self::Payment(_) => payment::NAME,
+            Self::Delivery(_) => delivery::NAME,
+            Self::Product(_) => product::NAME,
+            Self::Notification(_) => notification::NAME,
+        }
+    }
+
     async fn serve(self) -> Result<()> {
         match self {
             Self::Gateway { address, services, rules } => {

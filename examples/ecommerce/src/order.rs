@@ -7,6 +7,7 @@ mod placing;
 use crate::{
     Result,
     client::Participant,
+    figures,
     identity::Caller,
     money::Money,
     problem::Problem,
@@ -22,6 +23,7 @@ use axum::{
     response::Response,
     routing::{get, post},
 };
+use chrono::{DateTime, Utc};
 use following::Wait;
 use saga_core::{Engine, Outcome, SagaId, Sagas, StepError, machine::Status, participant::Event, transport::Transport};
 use saga_postgres::{InTransaction, PgOutbox, PgStore};
@@ -51,7 +53,8 @@ const SCHEMA: &str = "
         total         bigint NOT NULL,
         currency      text NOT NULL,
         user_checked  boolean NOT NULL,  -- not if the user service was away
-        state         text NOT NULL CHECK (state IN ('PENDING', 'CONFIRMED', 'CANCELLED'))
+        state         text NOT NULL CHECK (state IN ('PENDING', 'CONFIRMED', 'CANCELLED')),
+        ended_at      timestamptz  -- when it got its final state
     );
     CREATE INDEX IF NOT EXISTS orders_of_user ON orders (user_id, id)";
 
@@ -101,12 +104,14 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>, others: Others, way: W
     store.migrate().await?;
     let outbox = PgOutbox::new(db.clone(), NAME);
     let relay = outbox.relay(kafka.clone()).start().await?;
+    let figures = Arc::new(figures::Orders::new());
     let shop = Arc::new(Shop {
         orders: db.clone(),
         outbox: outbox.clone(),
         inventory: Participant::at(others.inventory),
         payment: Participant::at(others.payment),
         delivery: Participant::at(others.delivery),
+        figures: figures.clone(),
     });
     let engine = Engine::builder(store.clone())
         .transport(NAME, kafka)
@@ -125,8 +130,19 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>, others: Others, way: W
         .route("/orders", post(placing::submit).get(of_user))
         .route("/consistency", get(consistency))
         .route("/openapi.json", service::openapi(include_str!("../openapi/order.json")))
-        .with_state(Orders { db: db.clone(), store, outbox, sagas, asking, stop: site.stop.clone() });
-    site.serve(router, db).await?;
+        .with_state(Orders {
+            db: db.clone(),
+            store,
+            outbox: outbox.clone(),
+            sagas,
+            asking,
+            figures,
+            stop: site.stop.clone(),
+        });
+    tokio::select! {
+        served = site.serve(router, db) => served?,
+        () = figures::watch(&outbox, &relay) => {}
+    }
     let ended = async {
         engine.shutdown(GRACE).await;
         relay.stop().await;
@@ -143,6 +159,7 @@ struct Orders {
     outbox: PgOutbox,
     sagas: OrderSagas,
     asking: Arc<Asking>,
+    figures: Arc<figures::Orders>,
     stop: CancellationToken,
 }
 
@@ -210,6 +227,7 @@ struct Row {
     currency: String,
     user_checked: bool,
     state: String,
+    ended_at: Option<DateTime<Utc>>,
 }
 
 impl Row {
@@ -304,15 +322,20 @@ pub async fn total(db: &PgPool, saga: SagaId) -> Result<Money, sqlx::Error> {
 /// For the saga: the order's state is a copy of the saga's, for queries. If it changes, others are told in the same transaction; a repeat changes nothing.
 pub async fn change(shop: &Shop, saga: SagaId, state: &str, event: &impl Event) -> Result<(), StepError> {
     let mut tx = shop.orders.begin().await?;
-    let changed = sqlx::query("UPDATE orders SET state = $2 WHERE id = $1 AND state = 'PENDING'")
-        .bind(saga.as_uuid())
-        .bind(state)
-        .execute(&mut *tx)
-        .await?;
+    let changed =
+        sqlx::query("UPDATE orders SET state = $2, ended_at = clock_timestamp() WHERE id = $1 AND state = 'PENDING'")
+            .bind(saga.as_uuid())
+            .bind(state)
+            .execute(&mut *tx)
+            .await?;
     if changed.rows_affected() == 1 {
         shop.outbox.publish(&mut tx, &saga.to_string(), event).await?;
     }
-    Ok(shop.outbox.commit(tx).await?)
+    shop.outbox.commit(tx).await?;
+    if changed.rows_affected() == 1 {
+        shop.figures.ended(saga, state);
+    }
+    Ok(())
 }
 
 /// What others are told of an order.
@@ -394,7 +417,8 @@ mod tests {
         let outbox = PgOutbox::new(orders.clone(), NAME);
         outbox.migrate().await?;
         let [inventory, payment, delivery] = ["", "", ""].map(Participant::at);
-        let shop = Shop { orders, outbox: outbox.clone(), inventory, payment, delivery };
+        let figures = Arc::new(figures::Orders::new());
+        let shop = Shop { orders, outbox: outbox.clone(), inventory, payment, delivery, figures };
         let saga = SagaId::from(Uuid::now_v7());
         let order = Row {
             id: saga.as_uuid(),
@@ -407,6 +431,7 @@ mod tests {
             currency: "KRW".into(),
             user_checked: true,
             state: "PENDING".into(),
+            ended_at: None,
         };
         order.insert(&mut *shop.orders.acquire().await?).await?;
         let confirmed = OrderConfirmed { order_id: saga.as_uuid(), user_id: 1 };

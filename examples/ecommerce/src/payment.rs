@@ -1,7 +1,7 @@
 //! The payment service: what each user has, and what was charged for an order.
 
 use crate::{
-    Result,
+    Result, figures,
     money::Money,
     problem::Problem,
     service::{self, Consistency, Site},
@@ -12,7 +12,7 @@ use axum::{
     routing::get,
 };
 use saga_core::{
-    StepError,
+    SagaId, StepError,
     participant::{Command, CommandCx, Participant},
     transport::Transport,
 };
@@ -42,6 +42,7 @@ const SCHEMA: &str = "
         amount    bigint NOT NULL CHECK (amount > 0)
     );
     INSERT INTO account SELECT id, 'KRW', 20000000, 20000000 FROM generate_series(1, 100) id WHERE id <> 2 ON CONFLICT DO NOTHING;
+    INSERT INTO account SELECT id, 'KRW', 1000000000, 1000000000 FROM generate_series(1001, 2000) id ON CONFLICT DO NOTHING;
     INSERT INTO account VALUES (2, 'KRW', 1000000, 1000000) ON CONFLICT DO NOTHING";
 
 pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
@@ -49,14 +50,15 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
     let inbox = PgInbox::new(db.clone());
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
-    let barrier = Barrier::new(inbox.clone(), ());
+    let figures = Arc::new(figures::Payments::new());
+    let barrier = Barrier::new(inbox.clone(), figures.clone());
     let router = Router::new()
         .route("/payments", barrier.on(charge))
         .route("/accounts/{user}", get(account))
         .route("/consistency", get(consistency))
         .route("/openapi.json", service::openapi(include_str!("../openapi/payment.json")))
         .with_state(db.clone());
-    let participant = Participant::new(NAME, inbox, ()).on(charge);
+    let participant = Participant::new(NAME, inbox, figures).on(charge);
     site.take_part(router, db, participant.start(kafka).await?).await
 }
 
@@ -75,7 +77,17 @@ impl Command for ChargePayment {
     type Reply = Money;
 }
 
-async fn charge(cx: CommandCx<()>, db: &mut PgConnection, charge: ChargePayment) -> Result<Money, StepError> {
+async fn charge(
+    cx: CommandCx<Arc<figures::Payments>>,
+    db: &mut PgConnection,
+    charge: ChargePayment,
+) -> Result<Money, StepError> {
+    let charged = take(cx.saga_id(), db, charge).await;
+    cx.count(&charged);
+    charged
+}
+
+async fn take(order: SagaId, db: &mut PgConnection, charge: ChargePayment) -> Result<Money, StepError> {
     let ChargePayment { user_id, due } = charge;
     let paid =
         sqlx::query("UPDATE account SET balance = balance - $2 WHERE user_id = $1 AND balance >= $2 AND currency = $3")
@@ -88,7 +100,7 @@ async fn charge(cx: CommandCx<()>, db: &mut PgConnection, charge: ChargePayment)
         return Err(StepError::fail("payment declined"));
     }
     sqlx::query("INSERT INTO payment (order_id, user_id, amount) VALUES ($1, $2, $3)")
-        .bind(cx.saga_id().as_uuid())
+        .bind(order.as_uuid())
         .bind(user_id)
         .bind(due.amount)
         .execute(db)

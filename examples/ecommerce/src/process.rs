@@ -1,6 +1,6 @@
 //! A service as a process of its own: this very program, called as `ecommerce serve <name>`.
 
-use crate::Result;
+use crate::{Result, telemetry};
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     process::{ExitStatus, Stdio},
@@ -74,6 +74,7 @@ async fn spawn(
     let mut child = Command::new(std::env::current_exe()?)
         .args(["serve", name, "--listen", listen, "--until-stdin-closes"])
         .args(arguments)
+        .args(telemetry::arguments())
         .env("DATABASE_URL", database)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

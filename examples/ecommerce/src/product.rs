@@ -30,7 +30,8 @@ const SCHEMA: &str = "
     INSERT INTO product VALUES
         (1, 'MacBook Pro 16', 3500000, 'KRW', 'computers'),
         (2, 'Signed poster', 90000, 'KRW', 'art'),
-        (3, 'Mechanical keyboard', 180000, 'KRW', 'computers')
+        (3, 'Mechanical keyboard', 180000, 'KRW', 'computers'),
+        (1000, 'Sticker', 100, 'KRW', 'art')
         ON CONFLICT DO NOTHING";
 
 pub async fn serve(site: Site) -> Result<()> {

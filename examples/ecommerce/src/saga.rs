@@ -3,6 +3,7 @@
 use crate::{
     client::Participant,
     delivery::{StartDelivery, Started},
+    figures,
     inventory::{ReleaseStock, ReserveStock, Reserved},
     money::Money,
     order::{self, OrderCancelled, OrderConfirmed},
@@ -12,7 +13,7 @@ use saga_core::{CompensationCx, Cx, Out, Retry, Saga, SagaBuilder, StepError};
 use saga_postgres::PgOutbox;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
-use std::{num::NonZeroU32, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 /// What a customer asks for. The price is not among it: that is ours.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -30,6 +31,7 @@ pub struct Shop {
     pub inventory: Participant,
     pub payment: Participant,
     pub delivery: Participant,
+    pub figures: Arc<figures::Orders>,
 }
 
 /// Over HTTP: a step is a function that calls.

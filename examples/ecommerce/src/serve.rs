@@ -2,7 +2,7 @@
 
 use crate::{
     Result,
-    broker::Broker,
+    broker::{Broker, Connection},
     databases::Databases,
     delivery,
     gateway::{self, LocalKey, Rules},
@@ -13,8 +13,10 @@ use crate::{
     process::Process,
     product,
     service::{Door, PORT_BASE, Site, told_to_stop},
-    user,
+    telemetry, user,
 };
+use saga_core::transport::Transport;
+use std::sync::Arc;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -91,14 +93,15 @@ async fn in_one_process(
 
     let kafka = broker.connection();
     let mut services = JoinSet::new();
-    services.spawn(user::serve(user));
-    services.spawn(product::serve(product));
-    services.spawn(inventory::serve(inventory, kafka.transport().await?));
-    services.spawn(payment::serve(payment, kafka.transport().await?));
-    services.spawn(delivery::serve(delivery, kafka.transport().await?));
-    services.spawn(notification::serve(notification, kafka.transport().await?));
-    services.spawn(order::serve(order, kafka.transport().await?, others, way));
-    services.spawn(gateway::serve(door, behind, rules));
+    services.spawn(telemetry::of(user::NAME, user::serve(user)));
+    services.spawn(telemetry::of(product::NAME, product::serve(product)));
+    services.spawn(telemetry::of(inventory::NAME, on_kafka(kafka.clone(), inventory, inventory::serve)));
+    services.spawn(telemetry::of(payment::NAME, on_kafka(kafka.clone(), payment, payment::serve)));
+    services.spawn(telemetry::of(delivery::NAME, on_kafka(kafka.clone(), delivery, delivery::serve)));
+    services.spawn(telemetry::of(notification::NAME, on_kafka(kafka.clone(), notification, notification::serve)));
+    let take_orders = async move |site, kafka| order::serve(site, kafka, others, way).await;
+    services.spawn(telemetry::of(order::NAME, on_kafka(kafka, order, take_orders)));
+    services.spawn(telemetry::of(gateway::NAME, gateway::serve(door, behind, rules)));
     tokio::select! {
         up = are_up(&opened) => up?,
         Some(ended) = services.join_next() => return ended?,
@@ -116,6 +119,15 @@ async fn in_one_process(
         ended??;
     }
     Ok(())
+}
+
+/// Each has a connection of its own to the broker.
+async fn on_kafka<F: Future<Output = Result<()>>>(
+    kafka: Connection,
+    site: Site,
+    serve: impl FnOnce(Site, Arc<dyn Transport>) -> F,
+) -> Result<()> {
+    serve(site, kafka.transport().await?).await
 }
 
 async fn with_a_process_each(

@@ -3,6 +3,7 @@
 use crate::{
     Result,
     problem::{self, Problem},
+    telemetry,
 };
 use axum::{
     Json, Router,
@@ -124,6 +125,7 @@ impl Site {
             println!("{}", self.url()?);
         }
         let router = router.merge(health(db)).layer(map_response(problem::of_every_refusal));
+        let router = telemetry::watched(router);
         let served = axum::serve(self.listener, router).with_graceful_shutdown(self.stop.clone().cancelled_owned());
         tokio::select! {
             served = served => Ok(served?),

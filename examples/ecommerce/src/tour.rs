@@ -86,7 +86,8 @@ async fn tell(postgres: &mut Databases, way: Way) -> Result<()> {
         delivery: services.delivery.url.clone(),
         product: services.product.url.clone(),
     };
-    books::close(&services.order.url, &others, &services.notification.url).await?;
+    let (order, notification) = (services.order.url.clone(), services.notification.url.clone());
+    books::close(&books::Places { order, others, notification }).await?;
     println!("\n   They balance: nothing was lost, nothing was done twice.");
     for service in services.into_all() {
         service.stop().await?;

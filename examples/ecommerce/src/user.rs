@@ -32,6 +32,8 @@ const SCHEMA: &str = "
         (101, 'Eve', 'eve@example.com', 'BLOCKED')
         ON CONFLICT DO NOTHING;
     INSERT INTO users SELECT id, 'User ' || id, 'user' || id || '@example.com', 'ACTIVE' FROM generate_series(3, 100) id
+        ON CONFLICT DO NOTHING;
+    INSERT INTO users SELECT id, 'Load ' || id, 'load' || id || '@example.com', 'ACTIVE' FROM generate_series(1001, 2000) id
         ON CONFLICT DO NOTHING";
 
 pub async fn serve(site: Site) -> Result<()> {

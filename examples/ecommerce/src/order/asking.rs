@@ -1,5 +1,6 @@
 //! What the order service asks others before it takes an order: who orders, and what it costs.
 
+use crate::telemetry::Client;
 use crate::{
     breaker::{Breaker, NoAnswer},
     problem::Problem,
@@ -7,7 +8,7 @@ use crate::{
     user::User,
 };
 use axum::http::StatusCode;
-use reqwest::Client;
+use reqwest::Method;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 
@@ -24,7 +25,7 @@ pub struct Asking {
 impl Asking {
     /// Where the two services are.
     pub fn at(user: String, product: String) -> Self {
-        Self { http: Client::new(), user, product, breaker: Breaker::default() }
+        Self { http: Client::new(reqwest::Client::new()), user, product, breaker: Breaker::default() }
     }
 
     /// Without a price there is no order.
@@ -48,7 +49,7 @@ impl Asking {
 
     /// `None` if there is no such thing.
     async fn get<T: DeserializeOwned>(&self, url: String) -> Result<Option<T>, reqwest::Error> {
-        let answer = self.http.get(url).timeout(PATIENCE).send().await?;
+        let answer = self.http.send(self.http.request(Method::GET, &url).timeout(PATIENCE)).await?;
         match answer.status() {
             StatusCode::NOT_FOUND => Ok(None),
             _ => Ok(Some(answer.error_for_status()?.json().await?)),

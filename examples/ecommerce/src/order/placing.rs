@@ -113,6 +113,9 @@ async fn place(orders: &Orders, key: &str, order: PlaceOrder) -> Result<SagaId, 
     }
     orders.outbox.commit(tx).await?;
     orders.store.wake();
+    if is_new {
+        orders.figures.requests.add(1, &[]);
+    }
     Ok(saga)
 }
 
@@ -131,5 +134,6 @@ fn priced(saga: SagaId, order: &PlaceOrder, product: Product, user_checked: bool
         currency: product.currency,
         user_checked,
         state: "PENDING".into(),
+        ended_at: None,
     })
 }
