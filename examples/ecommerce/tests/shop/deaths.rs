@@ -2,7 +2,7 @@
 
 use crate::open::Shop;
 use reqwest::StatusCode;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::time::{Duration, Instant};
 use tokio::process::Command;
 
@@ -12,7 +12,7 @@ pub async fn orders_survive_when_each_service_is_killed_while_they_are_under_way
     for victim in ["user", "inventory", "payment", "delivery", "product", "notification", "order"] {
         for _ in 0..10 {
             let buyer = u32::try_from(orders.len()).unwrap() + 3;
-            orders.push(order_again_and_again(&shop, buyer).await);
+            orders.push(shop.order(&format!("buyer {buyer}"), buyer, 1, 1).await);
         }
         shop.signal(victim, "-9").await;
     }
@@ -22,22 +22,6 @@ pub async fn orders_survive_when_each_service_is_killed_while_they_are_under_way
         assert!(ended["state"] == "CONFIRMED" || ended["state"] == "CANCELLED", "{ended}");
     }
     shop.assert_books_balance().await;
-}
-
-/// Without the product service there are no new orders for a moment.
-async fn order_again_and_again(shop: &Shop, buyer: u32) -> Value {
-    let wanted = json!({ "userId": buyer, "productId": 1, "quantity": 1 });
-    let patience = Instant::now() + Duration::from_secs(60);
-    loop {
-        match shop.post("order", "/orders", &format!("buyer {buyer}"), wanted.clone()).await {
-            (StatusCode::ACCEPTED, order) => return order,
-            (status, problem) => {
-                assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{problem}");
-                assert!(Instant::now() < patience, "{problem}");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
 }
 
 pub async fn services_end_with_a_shop_that_is_killed(mut shop: Shop) {
