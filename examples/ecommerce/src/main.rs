@@ -1,4 +1,4 @@
-//! A shop in seven services, whose orders survive a crash. See the README.
+//! A shop in eight services, whose orders survive a crash. See the README.
 
 #![allow(unreachable_pub, reason = "a program has nobody outside")]
 
@@ -36,7 +36,7 @@ use std::{process::ExitCode, sync::Arc};
 type Error = Box<dyn std::error::Error + Send + Sync>;
 type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A shop in seven services, whose orders survive a crash.
+/// A shop in eight services, whose orders survive a crash.
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]

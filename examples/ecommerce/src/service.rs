@@ -12,6 +12,7 @@ use axum::{
     middleware::map_response,
     routing::{MethodRouter, get},
 };
+use opentelemetry::context::FutureExt;
 use saga_core::participant::Participating;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -180,11 +181,11 @@ async fn ready(State(db): State<PgPool>) -> Result<Json<Value>, Problem> {
     }
 }
 
-/// Runs what writes to its end, also when the caller has hung up: half-way it could leave a transaction open on a connection of the pool.
+/// Runs what writes to its end, also when the caller has hung up, as a part of the same trace: half-way it could leave a transaction open on a connection of the pool.
 pub async fn to_its_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, Problem>> + Send + 'static,
 ) -> Result<T, Problem> {
-    let ended = tokio::spawn(work).await;
+    let ended = tokio::spawn(work.with_current_context()).await;
     ended.unwrap_or_else(|error| Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())))
 }
 
