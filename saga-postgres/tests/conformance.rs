@@ -41,7 +41,11 @@ const MUTANTS: &[(&str, Edit, &str)] = &[
     ),
     (
         "append checks without a lock",
-        |name, sql| replaced(name, sql, "append", "FOR NO KEY UPDATE OF s SKIP LOCKED", ""),
+        |name, sql| {
+            // It takes its time between the check and the write, or it would be noticed on some days only.
+            let slow = replaced(name, sql, "append", "claimed AS mine", "claimed AS mine, pg_sleep(0.005) AS dawdled");
+            replaced(name, slow, "append", "FOR NO KEY UPDATE OF s SKIP LOCKED", "")
+        },
         "append::an_append_that_races_with_a_takeover_is_written_before_it_or_lost",
     ),
     (
