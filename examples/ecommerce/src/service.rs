@@ -126,7 +126,8 @@ impl Site {
             println!("{}", self.url()?);
         }
         let router = router.merge(health(db)).layer(map_response(problem::of_every_refusal));
-        let router = telemetry::watched(router);
+        let figures = telemetry::Figures::of_service();
+        let router = telemetry::watched(router).route("/metrics", get(async || figures));
         let served = axum::serve(self.listener, router).with_graceful_shutdown(self.stop.clone().cancelled_owned());
         tokio::select! {
             served = served => Ok(served?),

@@ -9,7 +9,7 @@ mod propagation;
 mod server;
 
 pub use client::Client;
-pub use server::{DURATIONS, watched};
+pub use server::{DURATIONS, Figures, watched};
 
 use crate::Result;
 use opentelemetry::{

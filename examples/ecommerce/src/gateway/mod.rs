@@ -13,12 +13,17 @@ mod tokens;
 pub use local::LocalKey;
 pub use proxy::Services;
 
-use crate::{Result, books, problem::Problem, service::Door};
+use crate::{
+    Result, books,
+    problem::Problem,
+    service::Door,
+    telemetry::{self, Figures},
+};
 use access::Wanted;
 use axum::{
     Json, Router,
     extract::{Request, State},
-    http::{HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::{any, get},
 };
@@ -64,6 +69,16 @@ struct Gateway {
     limiter: Limiter,
     proxy: Proxy,
     limits: Limits,
+    figures: Figures,
+}
+
+impl Gateway {
+    /// To what the gateway answers itself.
+    async fn admit_operator(&self, headers: &HeaderMap, peer: Option<&Peer>) -> Result<(), Refusal> {
+        let caller = self.tokens.caller(headers).await;
+        self.limiter.admit(caller.as_ref().ok(), peer)?;
+        access::only_operators(&caller?)
+    }
 }
 
 pub async fn serve(door: Door, services: Services, rules: Rules) -> Result<()> {
@@ -72,8 +87,8 @@ pub async fn serve(door: Door, services: Services, rules: Rules) -> Result<()> {
     let tokens = Tokens::start(trust, &url).await?;
     let limiter = Limiter::start(&limits);
     let proxy = Proxy::new(services, limits.patience)?;
-    let gateway = Arc::new(Gateway { tokens, limiter, proxy, limits });
-    let router = router().with_state(gateway.clone());
+    let gateway = Arc::new(Gateway { tokens, limiter, proxy, limits, figures: Figures::of_service() });
+    let router = telemetry::watched(router().with_state(gateway.clone()));
     if door.announced {
         println!("{url}");
     }
@@ -89,6 +104,7 @@ fn router() -> Router<Arc<Gateway>> {
         .nest("/api/v1", api)
         .route("/.well-known/jwks.json", get(jwks))
         .route("/books", get(books))
+        .route("/metrics", get(metrics))
         .route("/health/live", get(async || Json(json!({ "status": "up" }))))
         .route("/health/ready", get(ready))
         .method_not_allowed_fallback(pass)
@@ -109,11 +125,15 @@ async fn pass(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<R
 
 /// All books of the shop side by side, for operators.
 async fn books(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Json<Value>, Refusal> {
-    let caller = gateway.tokens.caller(request.headers()).await;
-    gateway.limiter.admit(caller.as_ref().ok(), request.extensions().get::<Peer>())?;
-    access::only_operators(&caller?)?;
+    gateway.admit_operator(request.headers(), request.extensions().get()).await?;
     let lines = gateway.proxy.books().await?;
     Ok(Json(json!({ "balanced": books::balance(&lines), "lines": lines })))
+}
+
+/// How the gateway does, for Prometheus: it is an operator too, because whoever counts the requests of others learns of them.
+async fn metrics(State(gateway): State<Arc<Gateway>>, request: Request) -> Result<Figures, Refusal> {
+    gateway.admit_operator(request.headers(), request.extensions().get()).await?;
+    Ok(gateway.figures.clone())
 }
 
 /// A gateway without keys would refuse everybody. A service that is away is no reason to send nobody: others are there.

@@ -5,13 +5,14 @@ use crate::{
     Result,
     books::{self, Line},
     order::Others,
+    telemetry::Client,
 };
 use axum::{
     body::{Body, Bytes},
     http::{HeaderMap, HeaderName, Method, StatusCode, header},
     response::Response,
 };
-use reqwest::{Client, Error, redirect::Policy};
+use reqwest::{Error, redirect::Policy};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -49,22 +50,9 @@ impl Services {
     }
 }
 
-/// What a service gets to see of a request's headers. The token is not among it, and nobody can say by a header who they are.
-const PASSED_ON: [&str; 11] = [
-    "accept",
-    "accept-language",
-    "baggage",
-    "b3",
-    "content-type",
-    "idempotency-key",
-    "if-none-match",
-    "last-event-id",
-    "traceparent",
-    "tracestate",
-    "user-agent",
-];
-/// The same, by their beginning.
-const B3: &str = "x-b3-";
+/// What a service gets to see of a request's headers. The token is not among it, and nobody can say by a header who they are. Which trace it is a part of says the [`Client`].
+const PASSED_ON: [&str; 7] =
+    ["accept", "accept-language", "content-type", "idempotency-key", "if-none-match", "last-event-id", "user-agent"];
 
 /// What belongs to a connection, and not to an answer.
 const OF_THE_CONNECTION: [HeaderName; 6] = [
@@ -86,9 +74,10 @@ pub struct Proxy {
 
 impl Proxy {
     pub fn new(services: Services, patience: Duration) -> Result<Self> {
-        let client = || Client::builder().no_proxy().redirect(Policy::none()).connect_timeout(patience);
-        let http = client().read_timeout(patience).build()?;
-        Ok(Self { services, http, endless: client().build()?, patience })
+        let client = || reqwest::Client::builder().no_proxy().redirect(Policy::none()).connect_timeout(patience);
+        let http = Client::new(client().read_timeout(patience).build()?);
+        let endless = Client::new(client().build()?);
+        Ok(Self { services, http, endless, patience })
     }
 
     pub async fn forward(
@@ -105,8 +94,8 @@ impl Proxy {
             identity.write_to(&mut passed_on);
         }
         let http = if wanted.endless { &self.endless } else { &self.http };
-        let request = http.request(method, url).headers(passed_on).body(body).send();
-        let answer = match timeout(self.patience, request).await {
+        let request = http.request(method, &url).headers(passed_on).body(body);
+        let answer = match timeout(self.patience, http.send(request)).await {
             Ok(answer) => answer.map_err(|error| failed(wanted.service, &error))?,
             Err(_) => return Err(too_late(wanted.service)),
         };
@@ -134,8 +123,8 @@ impl Proxy {
 }
 
 fn passed_on(headers: &HeaderMap) -> HeaderMap {
-    let known = |name: &HeaderName| PASSED_ON.contains(&name.as_str()) || name.as_str().starts_with(B3);
-    headers.iter().filter(|(name, _)| known(name)).map(|(name, value)| (name.clone(), value.clone())).collect()
+    let known = headers.iter().filter(|(name, _)| PASSED_ON.contains(&name.as_str()));
+    known.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 fn strip(headers: &mut HeaderMap) {

@@ -7,7 +7,6 @@ use axum::{
     http::{Method, StatusCode, header::CONTENT_TYPE},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
-    routing::get,
 };
 use opentelemetry::{
     Context, KeyValue,
@@ -28,7 +27,7 @@ use std::{sync::Arc, time::Instant};
 pub const DURATIONS: [f64; 15] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// The same service, with `GET /metrics`, and each request a part of the trace that it comes with, else the beginning of one. Only who asks how we are is not told of.
+/// The same service, with each request a part of the trace that it comes with, else the beginning of one. Only who asks how we are is not told of.
 pub fn watched(router: Router) -> Router {
     let durations = global::meter("ecommerce")
         .f64_histogram(HTTP_SERVER_REQUEST_DURATION)
@@ -36,16 +35,26 @@ pub fn watched(router: Router) -> Router {
         .with_boundaries(DURATIONS.into())
         .build();
     let watch = Arc::new(Watch { service: current(), tracer: global::tracer("ecommerce"), durations });
-    let figures = current().figures.clone();
-    router
-        .layer(from_fn_with_state(watch, watch_one))
-        .route("/metrics", get(move || std::future::ready(text(&figures))))
+    router.layer(from_fn_with_state(watch, watch_one))
 }
 
-fn text(figures: &Registry) -> Response {
-    match TextEncoder::new().encode_to_string(&figures.gather()) {
-        Ok(text) => ([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+/// What a service tells Prometheus.
+#[derive(Clone)]
+pub struct Figures(Registry);
+
+impl Figures {
+    /// Of the service in whose task this is asked.
+    pub fn of_service() -> Self {
+        Self(current().figures.clone())
+    }
+}
+
+impl IntoResponse for Figures {
+    fn into_response(self) -> Response {
+        match TextEncoder::new().encode_to_string(&self.0.gather()) {
+            Ok(text) => ([(CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
+            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+        }
     }
 }
 

@@ -9,4 +9,5 @@ mod limits;
 mod proxy;
 mod shop;
 mod tokens;
+mod traces;
 mod upstream;
