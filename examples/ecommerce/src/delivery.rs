@@ -10,9 +10,11 @@ use axum::{
     extract::{Query, State},
     routing::get,
 };
+use opentelemetry::{Context, context::FutureExt};
 use saga_core::{
     StepError,
     participant::{Command, CommandCx, Event, Participant},
+    trace::TraceContext,
     transport::Transport,
 };
 use saga_postgres::{Barrier, PgInbox, PgOutbox};
@@ -38,6 +40,9 @@ const SCHEMA: &str = "
         state     text NOT NULL DEFAULT 'STARTED' CHECK (state IN ('STARTED', 'COMPLETED')),
         arrives   timestamptz NOT NULL DEFAULT now() + interval '1 second'
     );
+    ALTER TABLE delivery ADD COLUMN IF NOT EXISTS traceparent text;
+    ALTER TABLE delivery ADD COLUMN IF NOT EXISTS tracestate text;
+    ALTER TABLE delivery ADD COLUMN IF NOT EXISTS baggage text;
     CREATE INDEX IF NOT EXISTS deliveries_of_user ON delivery (user_id);
     CREATE INDEX IF NOT EXISTS deliveries_under_way ON delivery (arrives) WHERE state = 'STARTED'";
 
@@ -83,14 +88,20 @@ pub struct Started {
     pub delivery: i64,
 }
 
-/// The event is written in the transaction that starts the delivery: it leaves if and only if that commits.
+/// The event is written in the transaction that starts the delivery: it leaves if and only if that commits. The trace is kept as text, so that the delivery's end belongs to it too.
 async fn start(cx: CommandCx<PgOutbox>, db: &mut PgConnection, parcel: StartDelivery) -> Result<Started, StepError> {
     let order = cx.saga_id().as_uuid();
-    let delivery = sqlx::query_scalar("INSERT INTO delivery (order_id, user_id) VALUES ($1, $2) RETURNING id")
-        .bind(order)
-        .bind(parcel.user_id)
-        .fetch_one(&mut *db)
-        .await?;
+    let TraceContext { traceparent, tracestate, baggage } = TraceContext::of(&Context::current());
+    let delivery = sqlx::query_scalar(
+        "INSERT INTO delivery (order_id, user_id, traceparent, tracestate, baggage) VALUES ($1, $2, $3, $4, $5) RETURNING id",
+    )
+    .bind(order)
+    .bind(parcel.user_id)
+    .bind(traceparent)
+    .bind(tracestate)
+    .bind(baggage)
+    .fetch_one(&mut *db)
+    .await?;
     let started = DeliveryStarted { order_id: order, user_id: parcel.user_id };
     cx.publish(db, &order.to_string(), &started).await?;
     Ok(Started { delivery })
@@ -110,7 +121,7 @@ impl Event for DeliveryStarted {
 }
 
 /// The same.
-#[derive(Debug, Serialize, Deserialize, FromRow)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeliveryCompleted {
     pub order_id: Uuid,
@@ -132,21 +143,34 @@ async fn arrive(db: PgPool, outbox: PgOutbox, stop: CancellationToken) {
     }
 }
 
+/// A delivery that has arrived, and the trace of its order.
+#[derive(FromRow)]
+struct Arrived {
+    order_id: Uuid,
+    user_id: i64,
+    traceparent: Option<String>,
+    tracestate: Option<String>,
+    baggage: Option<String>,
+}
+
 /// Completes those that are due, and says how many. Also on several nodes at once: each takes what no other has taken.
 async fn complete(db: &PgPool, outbox: &PgOutbox) -> Result<usize> {
     let mut tx = db.begin().await?;
-    let completed: Vec<DeliveryCompleted> = sqlx::query_as(
+    let arrived: Vec<Arrived> = sqlx::query_as(
         "UPDATE delivery SET state = 'COMPLETED'
          WHERE id IN (SELECT id FROM delivery WHERE state = 'STARTED' AND arrives <= now() ORDER BY arrives LIMIT 100 FOR UPDATE SKIP LOCKED)
-         RETURNING order_id, user_id",
+         RETURNING order_id, user_id, traceparent, tracestate, baggage",
     )
     .fetch_all(&mut *tx)
     .await?;
-    for event in &completed {
-        outbox.publish(&mut tx, &event.order_id.to_string(), event).await?;
+    let completed = arrived.len();
+    for Arrived { order_id, user_id, traceparent, tracestate, baggage } in arrived {
+        let event = DeliveryCompleted { order_id, user_id };
+        let trace = TraceContext { traceparent, tracestate, baggage }.context();
+        outbox.publish(&mut tx, &order_id.to_string(), &event).with_context(trace).await?;
     }
     outbox.commit(tx).await?;
-    Ok(completed.len())
+    Ok(completed)
 }
 
 /// A delivery, as others see it.
