@@ -1,6 +1,6 @@
 //! A collector of spans: takes them by OTLP over HTTP.
 
-use crate::PATIENCE;
+use crate::{PATIENCE, spans::places_of};
 use axum::{Router, body::Bytes, extract::State, routing::post};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
@@ -70,18 +70,10 @@ impl Collector {
             if is_all(&known) {
                 return known;
             }
-            assert!(Instant::now() < patience, "not all that was awaited is among {}", tree(&known));
+            assert!(Instant::now() < patience, "not what was awaited: {:#?}", places_of(&known));
             sleep(Duration::from_millis(20)).await;
         }
     }
-}
-
-/// A line for each span.
-fn tree(spans: &[Told]) -> String {
-    let line = |Told { service, span }: &Told| {
-        format!("\n{service}: {} ({} below {})", span.name, hex(&span.span_id), hex(&span.parent_span_id))
-    };
-    spans.iter().map(line).collect()
 }
 
 async fn take(State(collector): State<Collector>, body: Bytes) {
