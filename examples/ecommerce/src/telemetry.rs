@@ -7,6 +7,7 @@ mod client;
 mod logs;
 mod propagation;
 mod server;
+mod zipkin;
 
 pub use client::Client;
 pub use server::{DURATIONS, Figures, watched};
@@ -21,7 +22,7 @@ use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
 use opentelemetry_sdk::{
     Resource,
     metrics::SdkMeterProvider,
-    trace::{BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider},
+    trace::{self, BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider},
 };
 use prometheus::Registry;
 use propagation::Propagation;
@@ -30,6 +31,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+use zipkin::Zipkin;
 
 /// How long a process waits at its end for a collector that does not answer.
 const FLUSHING: Duration = Duration::from_secs(2);
@@ -42,9 +44,12 @@ const SPANS_AT_ONCE: usize = 2_048;
 /// How a process tells what it does.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Options {
-    /// Where spans go, by OTLP over HTTP: a collector, Jaeger or Zipkin, as http://127.0.0.1:4318. Without it they go nowhere.
+    /// Where spans go, by OTLP over HTTP: a collector or Jaeger, as http://127.0.0.1:4318. With neither of these they go nowhere.
     #[arg(long, global = true, value_name = "URL", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     otlp: Option<String>,
+    /// A Zipkin that they go to, as http://127.0.0.1:9411.
+    #[arg(long, global = true, value_name = "URL", env = "ZIPKIN_URL")]
+    zipkin: Option<String>,
     /// How the services tell each other over HTTP which trace it is. Each is understood in any case.
     #[arg(long, global = true, value_enum, default_value_t, env = "PROPAGATION")]
     propagation: propagation::Headers,
@@ -56,7 +61,7 @@ pub struct Options {
 impl Options {
     /// Begins, once in a process. `name` is the service's, if the process is one.
     pub fn start(self, name: &'static str) -> Result<()> {
-        let own = Service::new(name, self.otlp.as_deref())?;
+        let own = Service::new(name, &self)?;
         let process = Process { own: Arc::new(own), others: Mutex::default(), options: self };
         let headers = process.options.propagation;
         let log = process.options.log;
@@ -71,9 +76,10 @@ impl Options {
 
 /// What a process that we start is told.
 pub fn arguments() -> Vec<String> {
-    let Options { otlp, propagation, log } = &process().options;
+    let Options { otlp, zipkin, propagation, log } = &process().options;
     let mut arguments = vec![format!("--propagation={}", propagation.argument()), format!("--log={}", log.argument())];
     arguments.extend(otlp.as_ref().map(|url| format!("--otlp={url}")));
+    arguments.extend(zipkin.as_ref().map(|url| format!("--zipkin={url}")));
     arguments
 }
 
@@ -129,7 +135,7 @@ impl Process {
         if let Some(known) = others.iter().find(|other| other.name == name) {
             return Ok(known.clone());
         }
-        let new = Arc::new(Service::new(name, self.options.otlp.as_deref())?);
+        let new = Arc::new(Service::new(name, &self.options)?);
         others.push(new.clone());
         Ok(new)
     }
@@ -154,14 +160,20 @@ struct Service {
 }
 
 impl Service {
-    fn new(name: &'static str, otlp: Option<&str>) -> Result<Self> {
+    fn new(name: &'static str, Options { otlp, zipkin, .. }: &Options) -> Result<Self> {
         let resource = Resource::builder().with_service_name(name).build();
-        let tracers = SdkTracerProvider::builder().with_resource(resource.clone());
-        let tracers = match otlp {
-            Some(url) => tracers.with_span_processor(exporter(url)?).build(),
+        let mut tracers = SdkTracerProvider::builder().with_resource(resource.clone());
+        if let Some(url) = otlp {
+            tracers = tracers.with_span_processor(batches(by_otlp(url)?));
+        }
+        if let Some(url) = zipkin {
+            tracers = tracers.with_span_processor(batches(Zipkin::at(url, name)?));
+        }
+        if otlp.is_none() && zipkin.is_none() {
             // A trace goes on, and has an id for the log.
-            None => tracers.with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOff))).build(),
-        };
+            tracers = tracers.with_sampler(Sampler::ParentBased(Box::new(Sampler::AlwaysOff)));
+        }
+        let tracers = tracers.build();
         let figures = Registry::new();
         let reader =
             opentelemetry_prometheus::exporter().with_registry(figures.clone()).scope_info_enabled(false).build()?;
@@ -175,22 +187,22 @@ impl Service {
     }
 }
 
-/// On a thread of its own.
-fn exporter(url: &str) -> Result<BatchSpanProcessor> {
+fn by_otlp(url: &str) -> Result<SpanExporter> {
     let traces = format!("{}/v1/traces", url.trim_end_matches('/'));
-    let exporter = SpanExporter::builder()
-        .with_http()
-        .with_protocol(Protocol::HttpBinary)
-        .with_endpoint(traces)
-        .build()
-        .map_err(|error| format!("spans cannot be sent to {url} (--otlp): {error}"))?;
+    let exporter =
+        SpanExporter::builder().with_http().with_protocol(Protocol::HttpBinary).with_endpoint(traces).build();
+    Ok(exporter.map_err(|error| format!("spans cannot be sent to {url} (--otlp): {error}"))?)
+}
+
+/// On a thread of its own.
+fn batches(exporter: impl trace::SpanExporter + 'static) -> BatchSpanProcessor {
     let batches =
         BatchConfigBuilder::default().with_max_queue_size(SPANS_WAITING).with_max_export_batch_size(SPANS_AT_ONCE);
     let batches = match std::env::var_os("OTEL_BSP_SCHEDULE_DELAY") {
         Some(_) => batches,
         None => batches.with_scheduled_delay(GATHERING),
     };
-    Ok(BatchSpanProcessor::builder(exporter).with_batch_config(batches.build()).build())
+    BatchSpanProcessor::builder(exporter).with_batch_config(batches.build()).build()
 }
 
 /// The providers of the service in whose task they are asked.

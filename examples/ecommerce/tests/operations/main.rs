@@ -10,6 +10,7 @@ mod load;
 mod logs;
 mod opened;
 mod spans;
+mod zipkin;
 
 use std::time::Duration;
 

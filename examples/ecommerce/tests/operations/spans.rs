@@ -145,7 +145,7 @@ impl Told {
 }
 
 /// An order's caller began a trace for it: what W3C's header says.
-fn traceparent(trace: &str) -> String {
+pub fn traceparent(trace: &str) -> String {
     format!("00-{trace}-{CALLER}-01")
 }
 
