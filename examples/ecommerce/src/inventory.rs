@@ -87,21 +87,19 @@ async fn reserve(cx: Cx, db: &mut PgConnection, wanted: ReserveStock) -> Result<
 
 async fn take(order: SagaId, db: &mut PgConnection, wanted: ReserveStock) -> Result<Reserved, StepError> {
     let quantity = i64::from(wanted.quantity.get());
-    let taken = sqlx::query("UPDATE stock SET quantity = quantity - $2 WHERE product_id = $1 AND quantity >= $2")
-        .bind(wanted.product_id)
-        .bind(quantity)
-        .execute(&mut *db)
-        .await?;
-    if taken.rows_affected() == 0 {
-        return Err(StepError::fail("out of stock"));
+    let taken = sqlx::query(
+        "WITH taken AS (UPDATE stock SET quantity = quantity - $3 WHERE product_id = $2 AND quantity >= $3 RETURNING product_id)
+         INSERT INTO reservation (order_id, product_id, quantity) SELECT $1, product_id, $3 FROM taken",
+    )
+    .bind(order.as_uuid())
+    .bind(wanted.product_id)
+    .bind(quantity)
+    .execute(db)
+    .await?;
+    match taken.rows_affected() {
+        0 => Err(StepError::fail("out of stock")),
+        _ => Ok(Reserved { units: wanted.quantity.get() }),
     }
-    sqlx::query("INSERT INTO reservation (order_id, product_id, quantity) VALUES ($1, $2, $3)")
-        .bind(order.as_uuid())
-        .bind(wanted.product_id)
-        .bind(quantity)
-        .execute(db)
-        .await?;
-    Ok(Reserved { units: wanted.quantity.get() })
 }
 
 /// The undo of [`ReserveStock`].

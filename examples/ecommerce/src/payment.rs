@@ -89,23 +89,20 @@ async fn charge(
 
 async fn take(order: SagaId, db: &mut PgConnection, charge: ChargePayment) -> Result<Money, StepError> {
     let ChargePayment { user_id, due } = charge;
-    let paid =
-        sqlx::query("UPDATE account SET balance = balance - $2 WHERE user_id = $1 AND balance >= $2 AND currency = $3")
-            .bind(user_id)
-            .bind(due.amount)
-            .bind(&due.currency)
-            .execute(&mut *db)
-            .await?;
-    if paid.rows_affected() == 0 {
-        return Err(StepError::fail("payment declined"));
+    let paid = sqlx::query(
+        "WITH paid AS (UPDATE account SET balance = balance - $3 WHERE user_id = $2 AND balance >= $3 AND currency = $4 RETURNING user_id)
+         INSERT INTO payment (order_id, user_id, amount) SELECT $1, user_id, $3 FROM paid",
+    )
+    .bind(order.as_uuid())
+    .bind(user_id)
+    .bind(due.amount)
+    .bind(&due.currency)
+    .execute(db)
+    .await?;
+    match paid.rows_affected() {
+        0 => Err(StepError::fail("payment declined")),
+        _ => Ok(due),
     }
-    sqlx::query("INSERT INTO payment (order_id, user_id, amount) VALUES ($1, $2, $3)")
-        .bind(order.as_uuid())
-        .bind(user_id)
-        .bind(due.amount)
-        .execute(db)
-        .await?;
-    Ok(due)
 }
 
 async fn account(State(db): State<PgPool>, Path(user): Path<i64>) -> Result<Json<Value>, Problem> {
