@@ -3,6 +3,7 @@
 use crate::open::Shop;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
+use sqlx::{Connection, PgConnection};
 use std::collections::HashMap;
 
 pub async fn every_no_is_a_problem(shop: Shop) {
@@ -64,12 +65,12 @@ pub async fn each_service_says_how_it_is(shop: Shop) {
     }
 
     // One whose database is gone lives, but is not ready.
-    shop.sql(
-        "order",
-        "UPDATE pg_database SET datallowconn = false WHERE datname = 'ecommerce_user';
-         SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'ecommerce_user'",
-    )
-    .await;
+    let (_, gone) = shop.databases["user"].rsplit_once('/').unwrap();
+    let mut other = PgConnection::connect(&shop.databases["order"]).await.unwrap();
+    let close = "UPDATE pg_database SET datallowconn = false WHERE datname = $1";
+    sqlx::query(close).bind(gone).execute(&mut other).await.unwrap();
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1";
+    sqlx::query(end).bind(gone).execute(&mut other).await.unwrap();
     let ready = shop.http.get(format!("{}/health/ready", shop.urls["user"])).send().await.unwrap();
     assert_eq!(ready.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(shop.get("user", "/health/live").await["status"], "up");
