@@ -6,7 +6,7 @@ use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 use std::collections::HashMap;
 
-pub async fn every_no_is_a_problem(shop: Shop) {
+pub async fn every_no_is_a_problem(shop: &Shop) {
     let known = uuid::Uuid::nil();
     let json = "application/json";
     let cases = [
@@ -45,7 +45,7 @@ pub async fn every_no_is_a_problem(shop: Shop) {
     }
 }
 
-pub async fn each_service_says_how_it_is(shop: Shop) {
+pub async fn each_service_says_how_it_is(shop: &Shop) {
     for service in shop.urls.keys() {
         assert_eq!(shop.get(service, "/health/live").await["status"], "up");
         assert_eq!(shop.get(service, "/health/ready").await["status"], "up");
@@ -53,10 +53,10 @@ pub async fn each_service_says_how_it_is(shop: Shop) {
     }
 
     // Whose books were tampered with says so.
-    shop.ended(&shop.order("k", 1, 1, 1).await).await;
+    shop.ended(&shop.order("health", 13, 1, 1).await).await;
     shop.assert_books_balance().await;
     shop.sql("inventory", "UPDATE stock SET quantity = quantity - 1 WHERE product_id = 1").await;
-    shop.sql("payment", "UPDATE account SET balance = balance + 1 WHERE user_id = 1").await;
+    shop.sql("payment", "UPDATE account SET balance = balance + 1 WHERE user_id = 13").await;
     shop.sql("order", "UPDATE orders SET total = total - 1").await;
     shop.sql("delivery", "INSERT INTO delivery (order_id, user_id) SELECT order_id, user_id FROM delivery").await;
     shop.sql("notification", "INSERT INTO notification (order_id, user_id, channel, message) SELECT order_id, user_id, channel, message FROM notification").await;
@@ -76,8 +76,8 @@ pub async fn each_service_says_how_it_is(shop: Shop) {
     assert_eq!(shop.get("user", "/health/live").await["status"], "up");
 }
 
-pub async fn each_service_answers_as_its_document_says(shop: Shop) {
-    let order = shop.ended(&shop.order("k", 1, 1, 1).await).await;
+pub async fn each_service_answers_as_its_document_says(shop: &Shop) {
+    let order = shop.ended(&shop.order("document", 1, 1, 1).await).await;
     let id = order["id"].as_str().unwrap();
     for (service, url) in &shop.urls {
         let document = shop.get(service, "/openapi.json").await;

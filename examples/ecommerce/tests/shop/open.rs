@@ -68,6 +68,9 @@ pub struct Shop {
     pub processes: HashMap<String, String>,
     pub databases: HashMap<String, String>,
     pub gateway: String,
+    /// The token of user 1, for the gateway.
+    pub buyer: String,
+    opened: Instant,
 }
 
 impl Shop {
@@ -76,7 +79,7 @@ impl Shop {
         let mut serve = ecommerce();
         // It is killed at the end of the test: the services may complain, but not here.
         serve
-            .args(["serve", "--transport", transport, "--port-base", "0", "--no-auth", "--rate", "0"])
+            .args(["serve", "--transport", transport, "--port-base", "0", "--rate", "0"])
             .arg(format!("--databases=shop_{}", OPENED.fetch_add(1, Ordering::SeqCst)))
             .env("DATABASE_URL", &*POSTGRES)
             .env("RUST_LOG", "off")
@@ -87,25 +90,32 @@ impl Shop {
         let mut process = serve.spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let (mut urls, mut processes, mut databases) = (HashMap::new(), HashMap::new(), HashMap::new());
-        let gateway = loop {
+        let mut gateway = String::new();
+        let buyer = loop {
             let line = lines.next_line().await.unwrap().expect("the shop opens");
-            let [name, url, "process", process, ref database @ ..] = *line.split_whitespace().collect::<Vec<_>>()
-            else {
-                continue;
-            };
-            processes.insert(name.to_owned(), process.to_owned());
-            match database {
-                [database] => {
-                    urls.insert(name.to_owned(), url.to_owned());
-                    databases.insert(name.to_owned(), (*database).to_owned());
+            match *line.split_whitespace().collect::<Vec<_>>() {
+                ["gateway", url, "process", process] => {
+                    url.clone_into(&mut gateway);
+                    processes.insert("gateway".to_owned(), process.to_owned());
                 }
-                // It comes last, and has none.
-                _ => break url.to_owned(),
+                [name, url, "process", process, database] => {
+                    urls.insert(name.to_owned(), url.to_owned());
+                    processes.insert(name.to_owned(), process.to_owned());
+                    databases.insert(name.to_owned(), database.to_owned());
+                }
+                // It comes last.
+                [word] if word.starts_with("BUYER=") => break word["BUYER=".len()..].to_owned(),
+                _ => {}
             }
         };
         // Somebody has to read what it says.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Self { process, http: Client::new(), urls, processes, databases, gateway }
+        Self { process, http: Client::new(), urls, processes, databases, gateway, buyer, opened: Instant::now() }
+    }
+
+    /// What is tested now, for whoever reads why it failed.
+    pub fn about(&self, test: &str) {
+        println!("after {:.1?}: {test}", self.opened.elapsed());
     }
 
     pub async fn get(&self, service: &str, path: &str) -> Value {
