@@ -36,7 +36,7 @@ const SCHEMA: &str = "
         ON CONFLICT DO NOTHING";
 
 pub async fn serve(site: Site) -> Result<()> {
-    let db = PgPool::connect(&site.database).await?;
+    let db = site.connect().await?;
     create_tables(&db, SCHEMA).await?;
     let router = Router::new()
         .route("/products", get(products))

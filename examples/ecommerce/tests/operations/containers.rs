@@ -309,9 +309,12 @@ impl Node {
 async fn the_shop_opens_with_what_compose_tells_it_and_two_nodes_share_the_orders() {
     let postgres = Postgres::start().await.unwrap();
     let commands = ["inventory", "payment", "delivery"];
-    let mut topics = commands.map(|name| TopicSpec::new(format!("{name}.commands")).read_by(name)).to_vec();
-    topics.push(TopicSpec::new("order.replies").read_by("order"));
-    topics.extend(["order.events", "delivery.events"].map(|topic| TopicSpec::new(topic).read_by("notification")));
+    let mut topics =
+        commands.map(|name| TopicSpec::new(format!("{name}.commands")).partitions(2).read_by(name)).to_vec();
+    topics.push(TopicSpec::new("order.replies").partitions(2).read_by("order"));
+    topics.extend(
+        ["order.events", "delivery.events"].map(|topic| TopicSpec::new(topic).partitions(2).read_by("notification")),
+    );
     let kafka = EmbeddedBroker::start(&topics).unwrap();
 
     let containers = of_compose();
