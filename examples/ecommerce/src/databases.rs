@@ -2,7 +2,15 @@
 
 use crate::Result;
 use saga_postgres::testing::Postgres;
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
+
+/// Creates what is missing of a service's tables. One process at a time: `IF NOT EXISTS` fails if another one is about to create the same.
+pub async fn create_tables(db: &PgPool, schema: &'static str) -> Result<()> {
+    let mut transaction = db.begin().await?;
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtext('tables'))").execute(&mut *transaction).await?;
+    sqlx::raw_sql(schema).execute(&mut *transaction).await?;
+    Ok(transaction.commit().await?)
+}
 
 pub struct Databases {
     server: Postgres,
@@ -50,5 +58,23 @@ impl Databases {
         }
         self.stop().await;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::future::join_all;
+
+    #[tokio::test]
+    async fn tables_are_created_though_all_nodes_start_at_once() {
+        let postgres = Postgres::start().await.unwrap();
+        let db = PgPool::connect(&postgres.url()).await.unwrap();
+        let schema = "CREATE TABLE IF NOT EXISTS a (id int); CREATE TABLE IF NOT EXISTS b (id int);
+            CREATE TABLE IF NOT EXISTS c (id int); INSERT INTO a VALUES (1)";
+        let nodes = join_all((0..8).map(|_| create_tables(&db, schema))).await;
+        assert!(nodes.iter().all(Result::is_ok), "{nodes:?}");
+        db.close().await;
+        postgres.stop().await;
     }
 }

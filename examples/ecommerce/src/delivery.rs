@@ -1,7 +1,9 @@
 //! The delivery service: one delivery for each order that was paid. It tells others when it starts, and a moment later that it is completed.
 
 use crate::{
-    Result, figures,
+    Result,
+    databases::create_tables,
+    figures,
     problem::Problem,
     service::{self, Consistency, GRACE, OfUser, Site},
 };
@@ -50,7 +52,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
     let db = site.connect().await?;
     let (inbox, outbox) = (PgInbox::new(db.clone()), PgOutbox::new(db.clone(), NAME));
     inbox.migrate().await?;
-    sqlx::raw_sql(SCHEMA).execute(&db).await?;
+    create_tables(&db, SCHEMA).await?;
     let relay = outbox.relay(kafka.clone()).poll(POLL).start().await?;
     let barrier = Barrier::new(inbox.clone(), outbox.clone());
     let router = Router::new()

@@ -1,7 +1,9 @@
 //! The inventory: what is in stock, and what is reserved for an order.
 
 use crate::{
-    Result, figures,
+    Result,
+    databases::create_tables,
+    figures,
     problem::Problem,
     service::{self, Consistency, Site},
 };
@@ -43,7 +45,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
     let db = site.connect().await?;
     let inbox = PgInbox::new(db.clone());
     inbox.migrate().await?;
-    sqlx::raw_sql(SCHEMA).execute(&db).await?;
+    create_tables(&db, SCHEMA).await?;
     let figures = Arc::new(figures::Reservations::new());
     let barrier = Barrier::new(inbox.clone(), figures.clone());
     let router = Router::new()

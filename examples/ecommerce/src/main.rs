@@ -59,6 +59,9 @@ enum Command {
         /// Each service is a process of its own, which is started again when it ends; else all are in this one.
         #[arg(long)]
         processes: bool,
+        /// The databases' names begin with this: a server may have those of several shops.
+        #[arg(long, env = "DATABASES", default_value = "ecommerce")]
+        databases: String,
         #[command(flatten)]
         rules: Box<gateway::Rules>,
         #[command(subcommand)]
@@ -142,8 +145,8 @@ async fn run(command: Command, telemetry: telemetry::Options) -> Result<()> {
     match command {
         Command::Tour(transport) => tour::tour(transport.way).await,
         Command::Serve { service: Some(service), .. } => telemetry::of(service.name(), service.serve()).await,
-        Command::Serve { transport, ports, processes, rules, service: None } => {
-            serve::serve(transport.way, ports, processes, *rules).await
+        Command::Serve { transport, ports, processes, databases, rules, service: None } => {
+            serve::serve(transport.way, ports, processes, databases, *rules).await
         }
         Command::Books(places) => books::close(&places).await,
         Command::Load(options) => load::run(options).await,

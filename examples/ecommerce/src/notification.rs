@@ -2,6 +2,7 @@
 
 use crate::{
     Result,
+    databases::create_tables,
     delivery::{DeliveryCompleted, DeliveryStarted},
     order::{OrderCancelled, OrderCreated},
     problem::Problem,
@@ -42,7 +43,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
     let db = site.connect().await?;
     let inbox = PgInbox::new(db.clone());
     inbox.migrate().await?;
-    sqlx::raw_sql(SCHEMA).execute(&db).await?;
+    create_tables(&db, SCHEMA).await?;
     let router = Router::new()
         .route("/notifications", get(of_user))
         .route("/consistency", get(consistency))

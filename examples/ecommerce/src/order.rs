@@ -7,6 +7,7 @@ mod placing;
 use crate::{
     Result,
     client::Participant,
+    databases::create_tables,
     figures,
     identity::Caller,
     money::Money,
@@ -99,7 +100,7 @@ pub struct Others {
 
 pub async fn serve(site: Site, kafka: Arc<dyn Transport>, others: Others, way: Way) -> Result<()> {
     let db = site.connect().await?;
-    sqlx::raw_sql(SCHEMA).execute(&db).await?;
+    create_tables(&db, SCHEMA).await?;
     let store = PgStore::connect(&site.database).await?;
     store.migrate().await?;
     let outbox = PgOutbox::new(db.clone(), NAME);

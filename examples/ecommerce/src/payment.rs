@@ -1,7 +1,9 @@
 //! The payment service: what each user has, and what was charged for an order.
 
 use crate::{
-    Result, figures,
+    Result,
+    databases::create_tables,
+    figures,
     money::Money,
     problem::Problem,
     service::{self, Consistency, Site},
@@ -49,7 +51,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
     let db = site.connect().await?;
     let inbox = PgInbox::new(db.clone());
     inbox.migrate().await?;
-    sqlx::raw_sql(SCHEMA).execute(&db).await?;
+    create_tables(&db, SCHEMA).await?;
     let figures = Arc::new(figures::Payments::new());
     let barrier = Barrier::new(inbox.clone(), figures.clone());
     let router = Router::new()

@@ -2,6 +2,7 @@
 
 use crate::{
     Result,
+    databases::create_tables,
     problem::Problem,
     service::{self, Consistency, Site},
 };
@@ -36,7 +37,7 @@ const SCHEMA: &str = "
 
 pub async fn serve(site: Site) -> Result<()> {
     let db = site.connect().await?;
-    sqlx::raw_sql(SCHEMA).execute(&db).await?;
+    create_tables(&db, SCHEMA).await?;
     let router = Router::new()
         .route("/products", get(products))
         .route("/products/{id}", get(product))

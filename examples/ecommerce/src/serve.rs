@@ -37,9 +37,9 @@ impl Ports {
     }
 }
 
-pub async fn serve(way: Way, ports: Ports, processes: bool, rules: Rules) -> Result<()> {
+pub async fn serve(way: Way, ports: Ports, processes: bool, databases: String, rules: Rules) -> Result<()> {
     let (rules, key) = rules.or_local_key()?;
-    let mut postgres = Databases::start("ecommerce").await?;
+    let mut postgres = Databases::start(databases).await?;
     let broker = Broker::start().await?;
     println!("{}\n{}\n{}\n", postgres.in_use(), broker.in_use(), way.told());
     match processes {

@@ -2,6 +2,7 @@
 
 use crate::{
     Result,
+    databases::create_tables,
     problem::Problem,
     service::{self, Consistency, Site},
 };
@@ -38,7 +39,7 @@ const SCHEMA: &str = "
 
 pub async fn serve(site: Site) -> Result<()> {
     let db = site.connect().await?;
-    sqlx::raw_sql(SCHEMA).execute(&db).await?;
+    create_tables(&db, SCHEMA).await?;
     let router = Router::new()
         .route("/users/{id}", get(user))
         .route("/consistency", get(consistency))

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends there")]
 #![allow(unreachable_pub, reason = "a test has nobody outside")]
 
+mod browser;
 mod door;
 mod issuer;
 mod limits;
+mod page;
 mod proxy;
 mod shop;
 mod tokens;

@@ -3,6 +3,7 @@
 use crate::{door::assert_problem, issuer::Key};
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 use std::{
     collections::HashMap,
     process::Stdio,
@@ -14,19 +15,20 @@ use tokio::{
 };
 
 /// `ecommerce serve`, which trusts a key of ours or its own.
-struct Shop {
+pub struct Shop {
     urls: HashMap<String, String>,
-    gateway: String,
+    databases: HashMap<String, String>,
+    pub gateway: String,
     gateway_process: String,
     /// As printed.
     tokens: HashMap<String, String>,
-    key: Key,
+    pub key: Key,
     http: Client,
     _process: Child,
 }
 
 impl Shop {
-    async fn open() -> Self {
+    pub async fn open() -> Self {
         let key = Key::new("key");
         let jwks = json!({ "keys": [key.public()] }).to_string();
         Self::open_with(key, &["--jwks", &jwks, "--rate", "0"]).await
@@ -44,11 +46,13 @@ impl Shop {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let (mut urls, mut processes, mut tokens) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let (mut urls, mut databases) = (HashMap::new(), HashMap::new());
+        let (mut processes, mut tokens) = (HashMap::new(), HashMap::new());
         loop {
             let line = lines.next_line().await.unwrap().expect("the shop opens");
-            if let [name, url, "process", process, ..] = *line.split_whitespace().collect::<Vec<_>>() {
+            if let [name, url, "process", process, ref database @ ..] = *line.split_whitespace().collect::<Vec<_>>() {
                 urls.insert(name.to_owned(), url.to_owned());
+                databases.extend(database.iter().map(|url| (name.to_owned(), (*url).to_owned())));
                 processes.insert(name.to_owned(), process.to_owned());
             }
             if let Some((name @ ("BUYER" | "OPERATOR"), token)) = line.split_once('=') {
@@ -62,7 +66,11 @@ impl Shop {
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
         let gateway = urls.remove("gateway").unwrap();
         let gateway_process = processes.remove("gateway").unwrap();
-        Self { urls, gateway, gateway_process, tokens, key, http: Client::new(), _process: process }
+        Self { urls, databases, gateway, gateway_process, tokens, key, http: Client::new(), _process: process }
+    }
+
+    pub async fn database(&self, service: &str) -> PgConnection {
+        PgConnection::connect(&self.databases[service]).await.unwrap()
     }
 
     fn request(&self, token: &str, method: Method, path: &str) -> RequestBuilder {

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends there")]
 
 mod collector;
+mod containers;
 mod deploy;
 mod figures;
 mod load;

@@ -3,9 +3,10 @@
 use crate::open::Shop;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
+use sqlx::{Connection, PgConnection};
 use std::collections::HashMap;
 
-pub async fn every_no_is_a_problem(shop: Shop) {
+pub async fn every_no_is_a_problem(shop: &Shop) {
     let known = uuid::Uuid::nil();
     let json = "application/json";
     let cases = [
@@ -44,7 +45,7 @@ pub async fn every_no_is_a_problem(shop: Shop) {
     }
 }
 
-pub async fn each_service_says_how_it_is(shop: Shop) {
+pub async fn each_service_says_how_it_is(shop: &Shop) {
     for service in shop.urls.keys() {
         assert_eq!(shop.get(service, "/health/live").await["status"], "up");
         assert_eq!(shop.get(service, "/health/ready").await["status"], "up");
@@ -52,10 +53,10 @@ pub async fn each_service_says_how_it_is(shop: Shop) {
     }
 
     // Whose books were tampered with says so.
-    shop.ended(&shop.order("k", 1, 1, 1).await).await;
+    shop.ended(&shop.order("health", 13, 1, 1).await).await;
     shop.assert_books_balance().await;
     shop.sql("inventory", "UPDATE stock SET quantity = quantity - 1 WHERE product_id = 1").await;
-    shop.sql("payment", "UPDATE account SET balance = balance + 1 WHERE user_id = 1").await;
+    shop.sql("payment", "UPDATE account SET balance = balance + 1 WHERE user_id = 13").await;
     shop.sql("order", "UPDATE orders SET total = total - 1").await;
     shop.sql("delivery", "INSERT INTO delivery (order_id, user_id) SELECT order_id, user_id FROM delivery").await;
     shop.sql("notification", "INSERT INTO notification (order_id, user_id, channel, message) SELECT order_id, user_id, channel, message FROM notification").await;
@@ -64,19 +65,19 @@ pub async fn each_service_says_how_it_is(shop: Shop) {
     }
 
     // One whose database is gone lives, but is not ready.
-    shop.sql(
-        "order",
-        "UPDATE pg_database SET datallowconn = false WHERE datname = 'ecommerce_user';
-         SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'ecommerce_user'",
-    )
-    .await;
+    let (_, gone) = shop.databases["user"].rsplit_once('/').unwrap();
+    let mut other = PgConnection::connect(&shop.databases["order"]).await.unwrap();
+    let close = "UPDATE pg_database SET datallowconn = false WHERE datname = $1";
+    sqlx::query(close).bind(gone).execute(&mut other).await.unwrap();
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1";
+    sqlx::query(end).bind(gone).execute(&mut other).await.unwrap();
     let ready = shop.http.get(format!("{}/health/ready", shop.urls["user"])).send().await.unwrap();
     assert_eq!(ready.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(shop.get("user", "/health/live").await["status"], "up");
 }
 
-pub async fn each_service_answers_as_its_document_says(shop: Shop) {
-    let order = shop.ended(&shop.order("k", 1, 1, 1).await).await;
+pub async fn each_service_answers_as_its_document_says(shop: &Shop) {
+    let order = shop.ended(&shop.order("document", 1, 1, 1).await).await;
     let id = order["id"].as_str().unwrap();
     for (service, url) in &shop.urls {
         let document = shop.get(service, "/openapi.json").await;

@@ -12,28 +12,31 @@ async fn post(shop: &Shop, path: &str, user: u32, product: u32) -> Response {
     shop.http.post(format!("{}{path}", shop.urls["order"])).json(&wanted).send().await.unwrap()
 }
 
-pub async fn who_waits_is_answered_when_the_order_has_ended(shop: Shop) {
-    let at_once = post(&shop, "/orders", 1, 1).await;
+pub async fn who_waits_is_answered_when_the_order_has_ended(shop: &Shop) {
+    let at_once = post(shop, "/orders", 11, 1).await;
     assert_eq!(at_once.status(), StatusCode::ACCEPTED);
     let place = at_once.headers()["location"].to_str().unwrap().to_owned();
     let order: Value = at_once.json().await.unwrap();
     assert_eq!(place, format!("/orders/{}", order["id"].as_str().unwrap()));
     assert_eq!(shop.get("order", &format!("{place}?wait=30s")).await["state"], "CONFIRMED");
 
-    let good = post(&shop, "/orders?wait=30s", 1, 1).await;
+    let good = post(shop, "/orders?wait=30s", 11, 1).await;
     assert_eq!(good.status(), StatusCode::OK);
     assert_eq!(good.json::<Value>().await.unwrap()["state"], "CONFIRMED");
-    let declined: Value = post(&shop, "/orders?wait=30s", 2, 1).await.json().await.unwrap();
+    let declined: Value = post(shop, "/orders?wait=30s", 2, 1).await.json().await.unwrap();
     assert_eq!((&declined["state"], &declined["reason"]), (&json!("CANCELLED"), &json!("payment declined")));
 
-    let _in_use = in_use(&shop).await;
-    let slow = post(&shop, "/orders?wait=100ms", 1, 1).await;
+    let in_use = in_use(shop).await;
+    let slow = post(shop, "/orders?wait=100ms", 11, 1).await;
     assert_eq!(slow.status(), StatusCode::ACCEPTED);
-    assert_eq!(slow.json::<Value>().await.unwrap()["state"], "PENDING");
+    let slow: Value = slow.json().await.unwrap();
+    assert_eq!(slow["state"], "PENDING");
     for wait in ["31s", "-1", "long"] {
-        let refused = post(&shop, &format!("/orders?wait={wait}"), 1, 1).await;
+        let refused = post(shop, &format!("/orders?wait={wait}"), 11, 1).await;
         assert_eq!(refused.status(), StatusCode::BAD_REQUEST, "{wait}");
     }
+    in_use.close().await.unwrap();
+    assert_eq!(shop.ended(&slow).await["state"], "CONFIRMED");
 }
 
 /// Somebody has the stock of product 1 in use: orders of it have to wait.
@@ -60,9 +63,9 @@ fn read(stream: &str) -> Vec<(String, String, Value)> {
     stream.split("\n\n").filter(|text| text.contains("data:")).map(event).collect()
 }
 
-pub async fn each_change_of_an_order_is_told_until_its_end_and_none_twice(shop: Shop) {
-    let order = shop.order("k", 1, 1, 1).await;
-    let live = read(&events(&shop, &order, "").await.text().await.unwrap());
+pub async fn each_change_of_an_order_is_told_until_its_end_and_none_twice(shop: &Shop) {
+    let order = shop.order("followed", 10, 1, 1).await;
+    let live = read(&events(shop, &order, "").await.text().await.unwrap());
     let (first, last) = (&live[0], live.last().unwrap());
     assert_eq!((first.0.as_str(), &first.2["id"]), ("order", &order["id"]));
     assert_eq!(
@@ -83,19 +86,19 @@ pub async fn each_change_of_an_order_is_told_until_its_end_and_none_twice(shop: 
     let what = |events: &[(String, String, Value)]| {
         events.iter().map(|event| (event.1.clone(), event.2["what"].clone())).collect::<Vec<_>>()
     };
-    let later = read(&events(&shop, &order, "").await.text().await.unwrap());
+    let later = read(&events(shop, &order, "").await.text().await.unwrap());
     assert_eq!(what(&later), what(&live));
-    let rest = read(&events(&shop, &order, "2").await.text().await.unwrap());
+    let rest = read(&events(shop, &order, "2").await.text().await.unwrap());
     assert_eq!(what(&rest[1..]), what(&live[3..]));
-    assert_eq!(events(&shop, &order, "end").await.status(), StatusCode::NO_CONTENT);
-    let unknown = events(&shop, &json!({ "id": uuid::Uuid::nil().to_string() }), "").await;
+    assert_eq!(events(shop, &order, "end").await.status(), StatusCode::NO_CONTENT);
+    let unknown = events(shop, &json!({ "id": uuid::Uuid::nil().to_string() }), "").await;
     assert_eq!(unknown.status(), StatusCode::NOT_FOUND);
 }
 
-pub async fn who_follows_or_waits_does_not_keep_a_shop_from_closing(mut shop: Shop) {
-    let _in_use = in_use(&shop).await;
-    let order = shop.order("k", 1, 1, 1).await;
-    let following = events(&shop, &order, "").await;
+pub async fn who_follows_or_waits_does_not_keep_a_shop_from_closing(shop: &mut Shop) {
+    let _in_use = in_use(shop).await;
+    let order = shop.order("followed", 10, 1, 1).await;
+    let following = events(shop, &order, "").await;
     let waiting = tokio::spawn({
         let (http, url) = (shop.http.clone(), shop.urls["order"].clone());
         async move { http.get(format!("{url}/orders/{}?wait=30s", order["id"].as_str().unwrap())).send().await.unwrap() }

@@ -1,16 +1,24 @@
 //! `ecommerce`, as a program that is run.
 
 use reqwest::{Client, StatusCode};
+use saga_postgres::testing::Postgres;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use std::{
     collections::HashMap,
     process::{Output, Stdio},
+    sync::{
+        LazyLock,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
     time::{Duration, Instant},
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
+    runtime::Runtime,
 };
 
 const ECOMMERCE: &str = env!("CARGO_BIN_EXE_ecommerce");
@@ -36,22 +44,44 @@ pub fn ecommerce_on_a_real_broker() -> Command {
     command
 }
 
+/// The server of all these shops: each has databases of its own on it. It ends with this process, and what it forgets when the machine dies is no loss.
+static POSTGRES: LazyLock<String> = LazyLock::new(|| {
+    let (told, url) = mpsc::channel();
+    thread::spawn(move || {
+        Runtime::new().unwrap().block_on(async {
+            let quick = Postgres::builder().setting("fsync", "off").setting("max_connections", "600");
+            let server = quick.start().await.unwrap();
+            told.send(server.url()).unwrap();
+            std::future::pending::<()>().await;
+        });
+    });
+    url.recv().unwrap()
+});
+static OPENED: AtomicUsize = AtomicUsize::new(0);
+
 /// `ecommerce serve`, on free ports.
 pub struct Shop {
     pub process: Child,
     pub http: Client,
+    /// Of the services behind the gateway.
     pub urls: HashMap<String, String>,
     pub processes: HashMap<String, String>,
     pub databases: HashMap<String, String>,
+    pub gateway: String,
+    /// The token of user 1, for the gateway.
+    pub buyer: String,
+    opened: Instant,
 }
 
 impl Shop {
     /// All services in `one_process`, or each in its own.
     pub async fn open(transport: &str, kind: &str) -> Self {
         let mut serve = ecommerce();
-        // It is killed at the end of the test, and its Postgres with it: the services may complain, but not here.
+        // It is killed at the end of the test: the services may complain, but not here.
         serve
-            .args(["serve", "--transport", transport, "--port-base", "0"])
+            .args(["serve", "--transport", transport, "--port-base", "0", "--rate", "0"])
+            .arg(format!("--databases=shop_{}", OPENED.fetch_add(1, Ordering::SeqCst)))
+            .env("DATABASE_URL", &*POSTGRES)
             .env("RUST_LOG", "off")
             .stdout(Stdio::piped());
         if kind == "processes" {
@@ -60,19 +90,32 @@ impl Shop {
         let mut process = serve.spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let (mut urls, mut processes, mut databases) = (HashMap::new(), HashMap::new(), HashMap::new());
-        while urls.len() < 7 {
+        let mut gateway = String::new();
+        let buyer = loop {
             let line = lines.next_line().await.unwrap().expect("the shop opens");
-            if let [name, url, _, process, database] = *line.split_whitespace().collect::<Vec<_>>()
-                && url.starts_with("http://")
-            {
-                urls.insert(name.to_owned(), url.to_owned());
-                processes.insert(name.to_owned(), process.to_owned());
-                databases.insert(name.to_owned(), database.to_owned());
+            match *line.split_whitespace().collect::<Vec<_>>() {
+                ["gateway", url, "process", process] => {
+                    url.clone_into(&mut gateway);
+                    processes.insert("gateway".to_owned(), process.to_owned());
+                }
+                [name, url, "process", process, database] => {
+                    urls.insert(name.to_owned(), url.to_owned());
+                    processes.insert(name.to_owned(), process.to_owned());
+                    databases.insert(name.to_owned(), database.to_owned());
+                }
+                // It comes last.
+                [word] if word.starts_with("BUYER=") => break word["BUYER=".len()..].to_owned(),
+                _ => {}
             }
-        }
+        };
         // Somebody has to read what it says.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Self { process, http: Client::new(), urls, processes, databases }
+        Self { process, http: Client::new(), urls, processes, databases, gateway, buyer, opened: Instant::now() }
+    }
+
+    /// What is tested now, for whoever reads why it failed.
+    pub fn about(&self, test: &str) {
+        println!("after {:.1?}: {test}", self.opened.elapsed());
     }
 
     pub async fn get(&self, service: &str, path: &str) -> Value {

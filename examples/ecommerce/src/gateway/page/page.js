@@ -6,6 +6,10 @@ const ENDED = ["Completed", "RolledBack"];
 const shown = new Map();
 
 let token = sessionStorage.getItem("token") ?? "";
+// Whether everybody may do everything (--no-auth): then no keys sign tokens.
+let open = false;
+// Counts whose orders are shown: what is still heard of another one's is not shown any more.
+let view = 0;
 
 function claims() {
   try {
@@ -17,6 +21,7 @@ function claims() {
 }
 
 const roles = () => claims().roles ?? [];
+const isOperator = () => open || roles().includes("operator");
 
 function say(text, bad = false) {
   $("notice").textContent = text;
@@ -97,6 +102,12 @@ function show(order) {
     item = $("orders").firstElementChild;
     item.id = `order-${order.id}`;
     $("no-orders").hidden = true;
+    // What happened to an order that had ended before is asked for when somebody wants to know.
+    const details = item.querySelector("details");
+    details.addEventListener("toggle", () => {
+      const told = item.dataset.state === "PENDING" || details.querySelector(".steps li");
+      if (details.open && !told) follow(order.id);
+    });
   }
   const known = Object.assign(shown.get(order.id) ?? {}, order);
   shown.set(order.id, known);
@@ -115,18 +126,21 @@ function step(id, what) {
 
 // Live, until the order has ended; if the stream ends before, by asking now and then.
 async function follow(id) {
+  const mine = view;
   try {
     for await (const { event, data } of events(`/orders/${id}/events`)) {
+      if (mine !== view) return;
       if (event === "step") step(id, data.what);
       show({ ...data, id });
     }
   } catch (error) {
     console.info("no events, so it is asked for:", error.message);
   }
-  while (!ENDED.includes(shown.get(id)?.saga)) {
+  while (mine === view && !ENDED.includes(shown.get(id)?.saga)) {
     await pause(1);
     try {
-      show(await get(`/orders/${id}`));
+      const order = await get(`/orders/${id}`);
+      if (mine === view) show(order);
     } catch (error) {
       say(error.message, true);
       if (error.status < 500 && error.status !== 429) return;
@@ -153,9 +167,13 @@ async function* events(path) {
 }
 
 async function showOrders() {
-  const orders = await get(`/orders?userId=${encodeURIComponent($("user").value)}`);
+  const mine = ++view;
   $("orders").replaceChildren();
   shown.clear();
+  $("no-orders").hidden = false;
+  if (!token && !open) return;
+  const orders = await get(`/orders?userId=${encodeURIComponent($("user").value)}`);
+  if (mine !== view) return;
   $("no-orders").hidden = orders.length > 0;
   for (const order of orders) {
     show(order);
@@ -164,6 +182,7 @@ async function showOrders() {
 }
 
 async function showBooks() {
+  if (!isOperator()) return void ($("books").hidden = true);
   try {
     const books = await get("/books");
     $("lines").replaceChildren(...books.lines.map(({ what, one, other }) => {
@@ -180,7 +199,7 @@ async function showBooks() {
     $("balance").className = books.balanced ? "good" : "bad";
     $("books").hidden = false;
   } catch (error) {
-    if (roles().includes("operator")) say(error.message, true);
+    say(error.message, true);
     $("books").hidden = true;
   }
 }
@@ -190,9 +209,10 @@ async function signedIn() {
   $("who").textContent = token ? `Signed in as ${sub} (${roles().join(", ")}).` : "Nobody is signed in.";
   $("sign-out").hidden = !token;
   $("user").readOnly = roles().includes("buyer");
+  document.body.classList.toggle("looks-only", !open && !roles().includes("buyer"));
   if (roles().includes("buyer")) $("user").value = sub;
   say("");
-  await Promise.all([showOrders().catch((error) => token && say(error.message, true)), showBooks()]);
+  await Promise.all([showOrders().catch((error) => say(error.message, true)), showBooks()]);
 }
 
 function use(given) {
@@ -211,10 +231,19 @@ $("sign-out").addEventListener("click", () => use(""));
 $("look-again").addEventListener("click", showBooks);
 $("user").addEventListener("change", () => showOrders().catch((error) => say(error.message, true)));
 
-const brought = new URLSearchParams(location.hash.slice(1)).get("token");
-if (brought) {
-  history.replaceState(null, "", "/");
-  token = brought;
+// A link brings it along, also into a page that is open.
+function bring() {
+  const brought = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (brought) {
+    history.replaceState(null, "", "/");
+    token = brought;
+  }
+  return use(token);
 }
-showProducts().catch((error) => say(error.message, true));
-use(token);
+window.addEventListener("hashchange", bring);
+
+async function start() {
+  open = (await get("/.well-known/jwks.json")).keys.length === 0;
+  await Promise.all([showProducts(), bring()]);
+}
+start().catch((error) => say(error.message, true));
