@@ -48,7 +48,7 @@ pub async fn submit(
     }
     let wait = wait.duration()?;
     let order = checked(&wanted)?;
-    let key = idempotency_key(&headers)?.map(ToOwned::to_owned);
+    let key = idempotency_key(&headers)?.map(|key| of_user(order.user_id, key));
     let saga = to_its_end(take(orders.clone(), key, order)).await?;
     let order = orders.awaited(saga, wait).await?;
     let status = if !wait.is_zero() && has_ended(&order) { StatusCode::OK } else { StatusCode::ACCEPTED };
@@ -66,6 +66,11 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
             format!("the header Idempotency-Key is one text of up to {LONGEST_KEY} characters"),
         )
     })?))
+}
+
+/// Two users who choose the same key have nothing to do with each other.
+fn of_user(user: i64, key: &str) -> String {
+    format!("{user}/{key}")
 }
 
 async fn take(orders: Orders, key: Option<String>, order: PlaceOrder) -> Result<SagaId, Problem> {

@@ -2,7 +2,7 @@
 
 use crate::open::Shop;
 use reqwest::{Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::HashMap;
 
 pub async fn every_no_is_a_problem(shop: Shop) {
@@ -42,6 +42,26 @@ pub async fn every_no_is_a_problem(shop: Shop) {
         assert!(!problem["title"].as_str().unwrap().is_empty(), "{told}: {problem}");
         assert!(!problem["detail"].as_str().unwrap().is_empty(), "{told}: {problem}");
     }
+}
+
+pub async fn a_key_is_its_users_own(shop: Shop) {
+    let wanted = |user: u32| json!({ "userId": user, "productId": 3, "quantity": user });
+    let (status, first) = shop.post("order", "/orders", "k", wanted(1)).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{first}");
+    let (status, second) = shop.post("order", "/orders", "k", wanted(3)).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{second}");
+    assert_ne!(first["id"], second["id"]);
+    assert_eq!((&second["userId"], &second["quantity"]), (&json!(3), &json!(3)));
+    // Nor does a key reach another user's by what it says.
+    let (_, third) = shop.post("order", "/orders", "1/k", wanted(4)).await;
+    assert_ne!(first["id"], third["id"]);
+    for (user, order) in [(1, &first), (3, &second)] {
+        assert_eq!(shop.post("order", "/orders", "k", wanted(user)).await.1["id"], order["id"]);
+        assert_eq!(shop.get("order", &format!("/orders?userId={user}")).await.as_array().unwrap().len(), 1);
+        shop.ended(order).await;
+    }
+    shop.ended(&third).await;
+    shop.assert_books_balance().await;
 }
 
 pub async fn each_service_says_how_it_is(shop: Shop) {

@@ -49,6 +49,7 @@ tests! { one_process:
     following::each_change_of_an_order_is_told_until_its_end_and_none_twice
     following::who_follows_or_waits_does_not_keep_a_shop_from_closing
     answers::every_no_is_a_problem
+    answers::a_key_is_its_users_own
     answers::each_service_says_how_it_is
     answers::each_service_answers_as_its_document_says
 }
