@@ -13,6 +13,8 @@ pub async fn every_no_is_a_problem(shop: Shop) {
         ("order", Method::GET, format!("/orders/{known}"), json, "", 404),
         ("order", Method::GET, format!("/orders/{known}/events"), json, "", 404),
         ("order", Method::GET, format!("/orders/{known}/history"), json, "", 404),
+        ("order", Method::GET, format!("/orders/{known}/picture"), json, "", 404),
+        ("order", Method::GET, format!("/orders/{known}/picture?as=x"), json, "", 400),
         ("order", Method::GET, "/orders/1".into(), json, "", 400),
         ("order", Method::GET, "/orders".into(), json, "", 400),
         ("order", Method::GET, "/orders?userId=x".into(), json, "", 400),
