@@ -127,9 +127,9 @@ fn rows(graph: &Graph, journal: &[Entry]) -> Vec<Row> {
 fn tells_the_same(rest: &[Entry], step: StepIndex) -> bool {
     let next = rest.iter().find_map(|entry| match &entry.event {
         Event::Lapsed { .. } => Some(false),
-        Event::Awaiting { step: of, .. } | Event::Retrying { step: of, .. } | Event::CompensationRetrying { step: of, .. } => {
-            (*of == step).then_some(true)
-        }
+        Event::Awaiting { step: of, .. }
+        | Event::Retrying { step: of, .. }
+        | Event::CompensationRetrying { step: of, .. } => (*of == step).then_some(true),
         Event::Succeeded { step: of, .. }
         | Event::Failed { step: of, .. }
         | Event::Compensated { step: of }
@@ -266,7 +266,7 @@ mod tests {
         let journal = journal([(0, done(PLACE)), (20, refused(RESERVE, &"no ".repeat(100)))]);
         let picture = text(&graph(), &journal);
         assert!(picture.lines().all(|line| line.chars().count() <= WIDTH), "{picture}");
-        assert!(picture.contains("no …\n") && picture.ends_with("╰─ … under way\n"), "{picture}");
+        assert!(picture.contains("no…\n") && picture.ends_with("╰─ … under way\n"), "{picture}");
     }
 
     #[test]

@@ -143,7 +143,7 @@ impl Shop {
         self.charged(6, before - 360_000).await?;
         let killed = self.services.order.id();
         self.services.order.kill().await?;
-        println!("   kill -9 {killed} : the order service is gone, between the charge and its answer");
+        println!("   kill -9 {killed}: the order service is gone, between the charge and its answer");
         check(self.stock(3).await? == 17, "stock: 19 -> 17, reserved")?;
         check(self.balance(6).await? == before - 360_000, "user 6 paid 360000")?;
         self.services.order.start_again().await?;
@@ -176,6 +176,7 @@ impl Shop {
         check(self.balance(7).await? == before - 180_000, "user 7 paid 180000, once")?;
         check(self.stock(3).await? == 16, "stock: 17 -> 16, reserved once")?;
         charges.stop().await;
+        println!("\n   the journal knows of one answer:");
         self.picture(&order).await
     }
 
@@ -280,7 +281,8 @@ impl Shop {
     }
 
     async fn stock(&self, product: u32) -> Result<i64> {
-        let stock: Value = serde_json::from_str(&self.get("tour", Role::Operator, &format!("/inventory/{product}")).await?)?;
+        let stock: Value =
+            serde_json::from_str(&self.get("tour", Role::Operator, &format!("/inventory/{product}")).await?)?;
         Ok(stock["quantity"].as_i64().ok_or("a stock without a quantity")?)
     }
 

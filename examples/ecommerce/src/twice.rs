@@ -14,6 +14,7 @@ use saga_core::{
     participant::Command,
     transport::{Consumer, Outgoing, Receiver, Subscription, Transport, Unavailable, Verdict},
 };
+use saga_kafka::KafkaTransport;
 use serde_json::Value;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -23,7 +24,7 @@ const STEP: &str = "charge-payment";
 /// Hears what the payment service answers.
 pub enum Repeats {
     OverHttp { payment: String },
-    OverKafka { kafka: Arc<dyn Transport>, replies: mpsc::UnboundedReceiver<Reply>, consumer: Box<dyn Consumer> },
+    OverKafka { kafka: KafkaTransport, replies: mpsc::UnboundedReceiver<Reply>, consumer: Box<dyn Consumer> },
 }
 
 impl Repeats {
@@ -31,7 +32,7 @@ impl Repeats {
         if let Way::Http = way {
             return Ok(Self::OverHttp { payment: payment.into() });
         }
-        let kafka = broker.connection().transport().await?;
+        let kafka = broker.connection().connect().await?;
         let (heard, replies) = mpsc::unbounded_channel();
         let subscription = Subscription { group: "tour".into(), topics: vec![replies_to()], batch: 100 };
         let consumer = kafka.subscribe(subscription, Arc::new(Heard(heard))).await?;

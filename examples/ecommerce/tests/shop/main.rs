@@ -8,6 +8,7 @@ mod deaths;
 mod following;
 mod open;
 mod orders;
+mod readme;
 mod tour;
 
 /// Runs each of these tests with commands over HTTP, and over Kafka on the embedded broker; all services in one process, or each in its own.

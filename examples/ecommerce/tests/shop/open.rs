@@ -39,6 +39,7 @@ pub fn ecommerce_on_a_real_broker() -> Command {
 /// `ecommerce serve`, on free ports.
 pub struct Shop {
     pub process: Child,
+    pub gateway: String,
     pub http: Client,
     pub urls: HashMap<String, String>,
     pub processes: HashMap<String, String>,
@@ -48,31 +49,32 @@ pub struct Shop {
 impl Shop {
     /// All services in `one_process`, or each in its own.
     pub async fn open(transport: &str, kind: &str) -> Self {
+        let kind: &[&str] = if kind == "processes" { &["--processes"] } else { &[] };
+        Self::open_with(&[&["--transport", transport], kind].concat()).await
+    }
+
+    pub async fn open_with(flags: &[&str]) -> Self {
         let mut serve = ecommerce();
         // It is killed at the end of the test, and its Postgres with it: the services may complain, but not here.
-        serve
-            .args(["serve", "--transport", transport, "--port-base", "0"])
-            .env("RUST_LOG", "off")
-            .stdout(Stdio::piped());
-        if kind == "processes" {
-            serve.arg("--processes");
-        }
+        serve.args(["serve", "--port-base", "0"]).args(flags).env("RUST_LOG", "off").stdout(Stdio::piped());
         let mut process = serve.spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let (mut urls, mut processes, mut databases) = (HashMap::new(), HashMap::new(), HashMap::new());
-        while urls.len() < 7 {
+        let gateway = loop {
             let line = lines.next_line().await.unwrap().expect("the shop opens");
-            if let [name, url, _, process, database] = *line.split_whitespace().collect::<Vec<_>>()
-                && url.starts_with("http://")
-            {
-                urls.insert(name.to_owned(), url.to_owned());
-                processes.insert(name.to_owned(), process.to_owned());
-                databases.insert(name.to_owned(), database.to_owned());
+            match *line.split_whitespace().collect::<Vec<_>>() {
+                [name, url, "process", process, database] => {
+                    urls.insert(name.to_owned(), url.to_owned());
+                    processes.insert(name.to_owned(), process.to_owned());
+                    databases.insert(name.to_owned(), database.to_owned());
+                }
+                ["gateway", url, ..] => break url.to_owned(),
+                _ => {}
             }
-        }
+        };
         // Somebody has to read what it says.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Self { process, http: Client::new(), urls, processes, databases }
+        Self { process, gateway, http: Client::new(), urls, processes, databases }
     }
 
     pub async fn get(&self, service: &str, path: &str) -> Value {
