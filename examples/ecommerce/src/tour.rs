@@ -1,5 +1,7 @@
 //! The tour: seven scenes, each with a picture of what happened, then the books.
 
+mod shop;
+
 use crate::{
     Result,
     account::AccountInUse,
@@ -7,7 +9,6 @@ use crate::{
     broker::Broker,
     databases::Databases,
     gateway::LocalKey,
-    identity::Role,
     money::Money,
     opening::Services,
     order::{Others, Way},
@@ -16,16 +17,12 @@ use crate::{
     serve::Ports,
     twice::Repeats,
 };
-use futures::future::{join_all, try_join_all};
-use reqwest::{Client, Method, StatusCode};
-use serde_json::{Value, json};
-use std::time::{Duration, Instant};
-use tokio::time::{sleep, timeout};
+use futures::future::try_join_all;
+use reqwest::Client;
+use serde_json::json;
+use shop::{PATIENCE, Shop};
+use tokio::time::timeout;
 use uuid::Uuid;
-
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Between two looks at something that takes its time.
-const PAUSE: Duration = Duration::from_millis(50);
 
 pub async fn tour(way: Way, mermaid: bool) -> Result<()> {
     let run = Uuid::new_v4().simple().to_string();
@@ -98,8 +95,7 @@ impl Shop {
         check(self.stock(2).await? == 1, "stock of product 2: 1")?;
         let before = self.taken().await?;
         println!("   POST /orders {{\"userId\":1 to 100,\"productId\":2,\"quantity\":1}}");
-        let placed = join_all((1..=100).map(|user| self.placed(user, 2, 1))).await;
-        let placed = placed.into_iter().collect::<Result<Vec<_>>>()?;
+        let placed = try_join_all((1..=100).map(|user| self.placed(user, 2, 1))).await?;
         let ended = try_join_all(placed.iter().map(|order| self.ended(order))).await?;
         let winner = ended.iter().position(|order| order["state"] == "CONFIRMED").ok_or("nobody got it")?;
         let loser = ended.iter().position(|order| order["reason"] == "out of stock").ok_or("everybody got it")?;
@@ -196,133 +192,6 @@ impl Shop {
         let mut all: Vec<Process> = services.into_all().into_iter().chain([self.gateway]).collect();
         try_join_all(all.iter_mut().map(Process::stop)).await?;
         Ok(())
-    }
-}
-
-/// The shop as its customers see it, through its gateway; and its processes.
-struct Shop {
-    http: Client,
-    key: LocalKey,
-    gateway: Process,
-    services: Services,
-    mermaid: bool,
-}
-
-/// An order, and whose it is.
-struct Placed {
-    user: u32,
-    id: Uuid,
-}
-
-impl Shop {
-    async fn order(&self, user: u32, product: u32, quantity: u32) -> Result<Placed> {
-        println!("   POST /orders {{\"userId\":{user},\"productId\":{product},\"quantity\":{quantity}}}");
-        self.placed(user, product, quantity).await
-    }
-
-    /// As a customer should: again with the same key as long as the shop says so.
-    async fn placed(&self, user: u32, product: u32, quantity: u32) -> Result<Placed> {
-        let (key, wanted) = (Uuid::new_v4(), json!({ "userId": user, "productId": product, "quantity": quantity }));
-        let token = self.key.token(&user.to_string(), Role::Buyer)?;
-        let began = Instant::now();
-        loop {
-            let request = self.http.request(Method::POST, format!("{}/orders", self.gateway.url));
-            let request = request.bearer_auth(&token).header("Idempotency-Key", key.to_string());
-            let answer = request.json(&wanted).send().await?;
-            if answer.status() == StatusCode::SERVICE_UNAVAILABLE && began.elapsed() < PATIENCE {
-                sleep(PAUSE).await;
-                continue;
-            }
-            let order: Value = answer.error_for_status()?.json().await?;
-            return Ok(Placed { user, id: order["id"].as_str().ok_or("an order without an id")?.parse()? });
-        }
-    }
-
-    async fn look_up(&self, order: &Placed) -> Result<Value> {
-        let answer = self.get(&order.user.to_string(), Role::Buyer, &format!("/orders/{}", order.id)).await?;
-        Ok(serde_json::from_str(&answer)?)
-    }
-
-    /// Waits for the end of an order.
-    async fn ended(&self, order: &Placed) -> Result<Value> {
-        let (began, path) = (Instant::now(), format!("/orders/{}?wait=10s", order.id));
-        loop {
-            let found: Value = serde_json::from_str(&self.get(&order.user.to_string(), Role::Buyer, &path).await?)?;
-            if found["saga"] == "Completed" || found["saga"] == "RolledBack" {
-                return Ok(found);
-            }
-            if found["saga"] == "Parked" || began.elapsed() > PATIENCE {
-                return Err(format!("the order has not ended: {found}").into());
-            }
-        }
-    }
-
-    /// Waits until an order has to wait for a step: it was refused a connection, or its command has no reply for a while.
-    async fn waits_for(&self, order: &Placed, step: &str) -> Result<()> {
-        let signs = [format!("{step} will be tried again"), format!("{step} was commanded")];
-        let (began, path) = (Instant::now(), format!("/orders/{}/history", order.id));
-        loop {
-            let history = self.get(&order.user.to_string(), Role::Buyer, &path).await?;
-            if signs.iter().any(|sign| history.contains(sign)) {
-                return Ok(());
-            }
-            if began.elapsed() > PATIENCE {
-                return Err(format!("the order does not wait for {step}: {history}").into());
-            }
-            sleep(PAUSE).await;
-        }
-    }
-
-    async fn picture(&self, order: &Placed) -> Result<()> {
-        let form = if self.mermaid { "mermaid" } else { "text" };
-        let path = format!("/orders/{}/picture?as={form}", order.id);
-        println!("\n{}", self.get(&order.user.to_string(), Role::Buyer, &path).await?.trim_end());
-        Ok(())
-    }
-
-    async fn stock(&self, product: u32) -> Result<i64> {
-        let stock: Value =
-            serde_json::from_str(&self.get("tour", Role::Operator, &format!("/inventory/{product}")).await?)?;
-        Ok(stock["quantity"].as_i64().ok_or("a stock without a quantity")?)
-    }
-
-    async fn balance(&self, user: u32) -> Result<i64> {
-        let path = format!("/accounts/{user}");
-        let account: Value = serde_json::from_str(&self.get(&user.to_string(), Role::Buyer, &path).await?)?;
-        Ok(account["balance"].as_i64().ok_or("an account without a balance")?)
-    }
-
-    /// Waits until a user has that much left.
-    async fn charged(&self, user: u32, left: i64) -> Result<()> {
-        let began = Instant::now();
-        while self.balance(user).await? != left {
-            if began.elapsed() > PATIENCE {
-                return Err(format!("user {user} was not charged").into());
-            }
-            sleep(PAUSE).await;
-        }
-        Ok(())
-    }
-
-    /// What was taken of all users, as the payment service says itself.
-    async fn taken(&self) -> Result<i64> {
-        let books = self.http.get(format!("{}/consistency", self.services.payment.url)).send().await?;
-        let books: Value = books.error_for_status()?.json().await?;
-        Ok(books["taken"].as_i64().ok_or("books that do not say what was taken")?)
-    }
-
-    /// A service that is just starting again is asked again.
-    async fn get(&self, who: &str, role: Role, path: &str) -> Result<String> {
-        let token = self.key.token(who, role)?;
-        let began = Instant::now();
-        loop {
-            let answer = self.http.get(format!("{}{path}", self.gateway.url)).bearer_auth(&token).send().await?;
-            if answer.status().is_server_error() && began.elapsed() < PATIENCE {
-                sleep(PAUSE).await;
-                continue;
-            }
-            return Ok(answer.error_for_status()?.text().await?);
-        }
     }
 }
 
