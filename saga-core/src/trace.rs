@@ -149,42 +149,54 @@ fn read(text: &str) -> Baggage {
 
 /// Begins spans. It belongs to the tracer that OpenTelemetry's globals give to whoever makes it, so make one when a service starts, and keep it.
 #[derive(Clone, Debug)]
-pub struct Tracing(Arc<BoxedTracer>);
+pub struct Tracing {
+    tracer: Arc<BoxedTracer>,
+    system: Option<&'static str>,
+}
+
+/// What spans and metrics come from.
+pub(crate) fn scope() -> InstrumentationScope {
+    InstrumentationScope::builder("saga").with_version(env!("CARGO_PKG_VERSION")).build()
+}
 
 impl Default for Tracing {
     fn default() -> Self {
-        let scope = InstrumentationScope::builder("saga").with_version(env!("CARGO_PKG_VERSION")).build();
-        Self(Arc::new(global::tracer_with_scope(scope)))
+        Self { tracer: Arc::new(global::tracer_with_scope(scope())), system: None }
     }
 }
 
 impl Tracing {
+    /// The same, for messages that go over this [system](crate::transport::Transport::system).
+    pub fn over(self, system: &'static str) -> Self {
+        Self { system: Some(system), ..self }
+    }
+
     /// An event comes into being, as part of what is done at present: for outboxes. Its headers say so from here on, unless they belong to a trace already.
     pub fn create(&self, topic: &str, message: &mut Message) {
         if message.headers.contains_key(TRACEPARENT) {
             return;
         }
-        let context = self.message(Doing::Create, None, topic, message, &Context::current());
+        let context = self.message(Doing::Create, topic, message, &Context::current());
         TraceContext::of(&context).write_to(&mut message.headers);
     }
 
-    /// A message leaves whose headers say which trace it belongs to: for relays, which forward them untouched. `system` is the [transport's](crate::transport::Transport::system).
-    pub fn forward(&self, system: &'static str, topic: &str, message: &Message) -> UnderWay {
+    /// A message leaves whose headers say which trace it belongs to: for relays, which forward them untouched.
+    pub fn forward(&self, topic: &str, message: &Message) -> UnderWay {
         let parent = TraceContext::of_headers(&message.headers).context();
-        UnderWay(self.message(Doing::Send, Some(system), topic, message, &parent))
+        UnderWay(self.message(Doing::Send, topic, message, &parent))
     }
 
     /// A message leaves, as part of `parent`. Its headers say so from here on.
-    pub(crate) fn send(&self, system: &'static str, topic: &str, message: &mut Message, parent: &Context) -> UnderWay {
-        let context = self.message(Doing::Send, Some(system), topic, message, parent);
+    pub(crate) fn send(&self, topic: &str, message: &mut Message, parent: &Context) -> UnderWay {
+        let context = self.message(Doing::Send, topic, message, parent);
         TraceContext::of(&context).write_to(&mut message.headers);
         UnderWay(context)
     }
 
     /// A message is dealt with.
-    pub(crate) fn process(&self, system: &'static str, topic: &str, message: &Message) -> Context {
+    pub(crate) fn process(&self, topic: &str, message: &Message) -> Context {
         let parent = TraceContext::of_headers(&message.headers).context();
-        let context = self.message(Doing::Process, Some(system), topic, message, &parent);
+        let context = self.message(Doing::Process, topic, message, &parent);
         if parent.has_active_span() {
             context.span().add_link(parent.span().span_context().clone(), vec![]);
         }
@@ -199,7 +211,7 @@ impl Tracing {
         parent: &Context,
         attributes: impl FnOnce() -> Vec<KeyValue>,
     ) -> Context {
-        let span = self.0.span_builder(name).with_kind(kind).start_with_context(&*self.0, parent);
+        let span = self.tracer.span_builder(name).with_kind(kind).start_with_context(&*self.tracer, parent);
         let context = parent.with_span(span);
         if context.span().is_recording() {
             context.span().set_attributes(attributes());
@@ -207,14 +219,7 @@ impl Tracing {
         context
     }
 
-    fn message(
-        &self,
-        doing: Doing,
-        system: Option<&'static str>,
-        topic: &str,
-        message: &Message,
-        parent: &Context,
-    ) -> Context {
+    fn message(&self, doing: Doing, topic: &str, message: &Message, parent: &Context) -> Context {
         let kind = if doing == Doing::Process { SpanKind::Consumer } else { SpanKind::Producer };
         self.begin(format!("{} {topic}", doing.name()), kind, parent, || {
             let mut attributes = vec![
@@ -225,6 +230,7 @@ impl Tracing {
                 KeyValue::new("messaging.message.body.size", i64::try_from(message.data.len()).unwrap_or(i64::MAX)),
                 KeyValue::new("cloudevents.event_type", message.kind.clone()),
             ];
+            let system = self.system.filter(|_| doing != Doing::Create);
             attributes.extend(system.map(|system| KeyValue::new("messaging.system", system)));
             if let Some(saga) = message.extensions.get("sagaid") {
                 attributes.push(KeyValue::new("messaging.message.conversation_id", saga.clone()));

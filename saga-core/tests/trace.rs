@@ -249,6 +249,34 @@ async fn what_is_undone_is_part_of_it_also_on_another_node() {
     );
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_answer_to_a_command_that_nobody_handles_is_part_of_it_too() {
+    let world = World::new(true);
+    let inventory = Participant::new("inventory", MemoryInbox::default(), ()).on_undo(release);
+    let (engine, inventory) = (world.engine().await, inventory.start(world.wire.clone()).await.unwrap());
+    let (request, trace) = request();
+    let order = engine.sagas::<Order>().submit("k", 1).with_context(request.clone()).await.unwrap();
+    drop(request);
+    assert!(matches!(order.outcome().await.unwrap(), Outcome::RolledBack(_)));
+    inventory.stop().await;
+    engine.shutdown(Duration::from_secs(1)).await;
+    assert_eq!(
+        tree(trace),
+        "request
+  saga start order
+    saga step place ! busy
+    saga step place
+      a query
+    saga step reserve
+      send inventory.commands
+        send shop.replies
+          process shop.replies
+    saga compensate place
+      another query
+"
+    );
+}
+
 async fn shipped(cx: EventCx<mpsc::UnboundedSender<()>>, _: &mut (), _: Shipped) -> Result<(), StepError> {
     drop(span("a mail"));
     cx.send(()).map_err(StepError::unknown)
@@ -261,14 +289,14 @@ async fn an_event_is_part_of_what_it_was_created_in() {
     let listener = Listener::new("notification", MemoryInbox::default(), sender).on(shipped);
     let listener = listener.start(world.wire.clone()).await.unwrap();
     let (request, trace) = request();
-    let tracing = Tracing::default();
+    let tracing = Tracing::default().over(world.wire.system());
     let mut message = Message::event("shop", Shipped::TYPE, "k", &Encoded::of(&Shipped(1)).unwrap());
     {
         let _request = request.attach();
         tracing.create(Shipped::TOPIC, &mut message);
     }
     // Later, in a relay that knows nothing but the row.
-    let sending = tracing.forward(world.wire.system(), Shipped::TOPIC, &message);
+    let sending = tracing.forward(Shipped::TOPIC, &message);
     let published = world.wire.publish(&[Outgoing { topic: Shipped::TOPIC.into(), message }]).await;
     assert_eq!(published, [Ok(())]);
     drop(sending);

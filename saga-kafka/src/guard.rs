@@ -12,7 +12,7 @@ use rdkafka::{
 };
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::time::sleep;
@@ -42,6 +42,8 @@ struct Share {
     /// Bytes that were let through and have not been acknowledged.
     under_way: usize,
     since_asked: usize,
+    /// Whose turn it is to ask.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// How far each partition of a topic has been written and read.
@@ -61,10 +63,20 @@ impl Guard {
 
     /// Waits until a record of that size may be published.
     pub(crate) async fn admit<'g>(&'g self, topic: &'g str, bytes: usize) -> Admission<'g> {
+        if !self.try_admit(topic, bytes) {
+            self.wait(topic, bytes).await;
+        }
+        Admission { guard: self, topic, bytes, place: None }
+    }
+
+    /// Of all that wait for a topic one asks, and tells of it; the others, in their order, find what it heard.
+    async fn wait(&self, topic: &str, bytes: usize) {
+        let turn = self.with(topic, |share| share.turn.clone());
+        let _turn = turn.lock().await;
         let mut said = false;
-        loop {
-            if self.try_admit(topic, bytes) || self.ask(topic).await && self.try_admit(topic, bytes) {
-                return Admission { guard: self, topic, bytes, place: None };
+        while !self.try_admit(topic, bytes) {
+            if self.ask(topic).await && self.try_admit(topic, bytes) {
+                return;
             }
             if !said {
                 said = true;

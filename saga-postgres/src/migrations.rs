@@ -9,6 +9,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0004_inbox_open.sql"),
     include_str!("migrations/0005_inbox_functions.sql"),
     include_str!("migrations/0006_unfinished.sql"),
+    include_str!("migrations/0007_outbox_checks.sql"),
 ];
 
 /// A schema's name goes into the SQL as it is.

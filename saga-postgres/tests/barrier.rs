@@ -5,11 +5,13 @@ use axum::{
     extract::{Request, State},
     middleware::{Next, from_fn_with_state},
 };
+use opentelemetry::{Context, context::FutureExt};
 use reqwest::{Client, Response, StatusCode};
 use saga_core::{
     Class, Encoded, SagaId, StepError,
     message::{Answer, CommandId, Op},
     participant::{Command, CommandCx, Inbox, Job},
+    trace::TraceContext,
 };
 use saga_postgres::{Barrier, PgInbox, testing};
 use serde::{Deserialize, Serialize};
@@ -47,9 +49,12 @@ impl Drop for TellsWhenGone {
     }
 }
 
+/// And its trace is the request's, as an instrumented server has it.
 async fn tell_when_gone(State(shop): State<Arc<Shop>>, request: Request, next: Next) -> axum::response::Response {
     let _tells = TellsWhenGone(shop);
-    next.run(request).await
+    let traceparent = request.headers().get("traceparent").and_then(|value| value.to_str().ok()).map(Into::into);
+    let trace = TraceContext { traceparent, ..TraceContext::default() };
+    next.run(request).with_context(trace.context()).await
 }
 
 #[derive(Serialize, Deserialize)]
@@ -114,7 +119,9 @@ async fn charge(cx: CommandCx<Shop>, db: &mut PgConnection, command: Charge) -> 
             Ok(Charged { receipt: "at last".into() })
         }
         Ends::WithTrace => {
-            Ok(Charged { receipt: cx.headers().iter().map(|(name, value)| format!("{name}={value} ")).collect() })
+            let headers: String = cx.headers().iter().map(|(name, value)| format!("{name}={value} ")).collect();
+            let current = TraceContext::of(&Context::current()).traceparent;
+            Ok(Charged { receipt: format!("{headers}current={}", current.unwrap_or_default()) })
         }
     }
 }
@@ -330,11 +337,15 @@ async fn a_payload_that_cannot_be_read_is_refused_for_good() {
 
 #[tokio::test]
 async fn the_trace_goes_to_the_handler_and_other_headers_do_not() {
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let world = World::start().await;
     let body = json!({ "cents": 5, "ends": "with_trace" }).to_string();
     let request = world.http.post(format!("{}/charges", world.url)).header("Idempotency-Key", key()).body(body);
-    let request = request.header("traceparent", "00-1-2-01").header("authorization", "secret");
-    assert_eq!(done(request.send().await.unwrap()).await, json!({ "receipt": "traceparent=00-1-2-01 " }));
+    let request = request.header("traceparent", trace).header("authorization", "secret");
+    assert_eq!(
+        done(request.send().await.unwrap()).await,
+        json!({ "receipt": format!("traceparent={trace} current={trace}") })
+    );
 }
 
 #[tokio::test]

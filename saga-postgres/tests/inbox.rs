@@ -11,8 +11,14 @@ use saga_core::{
 };
 use saga_postgres::{PgInbox, testing, testing::Postgres};
 use sqlx::{AssertSqlSafe, PgPool};
-use std::time::Duration;
-use tokio::time::timeout;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{sync::Barrier, time::timeout};
 
 #[tokio::test]
 async fn a_command_that_comes_again_is_answered_again_and_not_done_again() {
@@ -286,6 +292,58 @@ async fn batches_that_deadlock_over_the_participants_own_tables_are_all_done() {
     }
     assert_eq!(world.count("SELECT sum(free)::bigint FROM {schema}.stock").await, -40);
     assert_eq!(world.effects("taken").await, 40);
+}
+
+/// Postgres looks for a deadlock after `deadlock_timeout` only, which is a minute here.
+#[tokio::test]
+async fn batches_in_each_others_way_do_not_wait_until_their_deadlock_is_found() {
+    let postgres = Postgres::builder().setting("deadlock_timeout", "1min").start().await.unwrap();
+    let world = World::on(&postgres).await;
+    world.sql("CREATE TABLE {schema}.stock (sku int PRIMARY KEY, free int); INSERT INTO {schema}.stock VALUES (1, 0), (2, 0)").await;
+    let both_hold_one = Arc::new(Barrier::new(2));
+    let take = |sku: i32, meets: bool| {
+        let sql = format!("UPDATE {}.stock SET free = free - 1 WHERE sku = {sku}", world.schema);
+        let (barrier, meets) = (both_hold_one.clone(), Arc::new(AtomicBool::new(meets)));
+        world.job(&id(), Op::Do, &format!("{sku} {meets:?}"), move |tx, _| {
+            let (sql, barrier, meets) = (sql.clone(), barrier.clone(), meets.clone());
+            Box::pin(async move {
+                sqlx::raw_sql(AssertSqlSafe(sql)).execute(tx).await?;
+                if meets.swap(false, Ordering::Relaxed) {
+                    barrier.wait().await;
+                }
+                Ok(Encoded::null())
+            })
+        })
+    };
+    let (here, there) = ([take(1, true), take(2, false)], [take(2, true), take(1, false)]);
+    let both = async { tokio::join!(world.inbox.handle(&here), world.inbox.handle(&there)) };
+    let (here, there) = timeout(LONG, both).await.unwrap();
+    assert_eq!([here.unwrap(), there.unwrap()], [vec![undone(); 2], vec![undone(); 2]]);
+    assert_eq!(world.count("SELECT sum(free)::bigint FROM {schema}.stock").await, -4);
+    postgres.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_has_no_more_patience_for_locks_than_its_connections() {
+    let world = World::start().await;
+    let patience = |name: &'static str| {
+        world.job(&id(), Op::Do, name, |tx, _| {
+            Box::pin(async move {
+                let set: String = sqlx::query_scalar("SELECT current_setting('lock_timeout')").fetch_one(tx).await?;
+                Ok(Encoded::of(&set)?)
+            })
+        })
+    };
+    for (set, alone, together) in [("0", "0", "250ms"), ("100ms", "100ms", "100ms"), ("2s", "2s", "250ms")] {
+        let options = world.pool.connect_options().as_ref().clone().options([("lock_timeout", set)]);
+        let pool = PgPool::connect_with(options).await.unwrap();
+        let inbox = PgInbox::in_schema(pool, &world.schema).unwrap();
+        assert_eq!(one(&inbox, patience("a")).await, success(alone));
+        assert_eq!(
+            inbox.handle(&[patience("b"), patience("c")]).await.unwrap(),
+            [success(together), success(together)]
+        );
+    }
 }
 
 #[tokio::test]

@@ -71,6 +71,14 @@ async fn a_claim_for_mail_looks_at_unread_mail_only() {
 }
 
 #[tokio::test]
+async fn a_census_reads_no_more_than_what_is_parked_and_one_saga_of_each_name() {
+    let plan = plan("census", "('{order}')").await;
+    assert!(plan.contains("saga_parked"), "{plan}");
+    assert!(plan.contains("saga_unfinished on saga s_1 (actual rows=1 loops=1)"), "{plan}");
+    assert!(!plan.contains("Seq Scan") && !plan.contains("Sort"), "{plan}");
+}
+
+#[tokio::test]
 async fn an_append_finds_its_rows_by_their_keys() {
     let arguments = format!(
         "({WORKER}, ARRAY[gen_random_uuid()], '{{1}}', '{{1}}', ARRAY['x'::bytea], '{{3}}', '{{f}}', '{{0}}', ARRAY[gen_random_uuid()], '{{m}}')"

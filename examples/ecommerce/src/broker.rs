@@ -16,16 +16,20 @@ use saga_core::{
 use saga_kafka::{EmbeddedBroker, KafkaTransport, TopicSpec};
 use std::sync::Arc;
 
+/// How many nodes of a service can share its work. Each partition is a lane of its own with transactions of its own: more of them than needed make more and smaller ones.
+const NODES: i32 = 2;
+
 /// All topics, and who reads them.
 pub fn topics() -> [TopicSpec; 6] {
     [
-        TopicSpec::new(ReserveStock::TOPIC).read_by(inventory::NAME),
-        TopicSpec::new(ChargePayment::TOPIC).read_by(payment::NAME),
-        TopicSpec::new(StartDelivery::TOPIC).read_by(delivery::NAME),
-        TopicSpec::new("order.replies").read_by(order::NAME),
-        TopicSpec::new(OrderCreated::TOPIC).read_by(notification::NAME),
-        TopicSpec::new(DeliveryStarted::TOPIC).read_by(notification::NAME),
+        (ReserveStock::TOPIC, inventory::NAME),
+        (ChargePayment::TOPIC, payment::NAME),
+        (StartDelivery::TOPIC, delivery::NAME),
+        ("order.replies", order::NAME),
+        (OrderCreated::TOPIC, notification::NAME),
+        (DeliveryStarted::TOPIC, notification::NAME),
     ]
+    .map(|(topic, reader)| TopicSpec::new(topic).partitions(NODES).read_by(reader))
 }
 
 /// What the shop opens with.

@@ -42,7 +42,7 @@ const SCHEMA: &str = "
     CREATE INDEX IF NOT EXISTS deliveries_under_way ON delivery (arrives) WHERE state = 'STARTED'";
 
 pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
-    let db = PgPool::connect(&site.database).await?;
+    let db = site.connect().await?;
     let (inbox, outbox) = (PgInbox::new(db.clone()), PgOutbox::new(db.clone(), NAME));
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
@@ -54,7 +54,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
         .route("/openapi.json", service::openapi(include_str!("../openapi/delivery.json")))
         .with_state(db.clone());
     let participant = Participant::new(NAME, inbox, outbox.clone()).on(start);
-    let arriving = tokio::spawn(arrive(db.clone(), outbox.clone(), site.stop.clone()));
+    let arriving = tokio::spawn(arrive(db.clone(), outbox.clone(), site.door.stop.clone()));
     let participating = participant.start(kafka).await?;
     tokio::select! {
         served = site.take_part(router, db, participating) => served?,

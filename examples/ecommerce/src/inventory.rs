@@ -40,7 +40,7 @@ const SCHEMA: &str = "
     INSERT INTO stock VALUES (1, 5, 5), (2, 1, 1), (3, 20, 20), (1000, 1000000000, 1000000000) ON CONFLICT DO NOTHING";
 
 pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
-    let db = PgPool::connect(&site.database).await?;
+    let db = site.connect().await?;
     let inbox = PgInbox::new(db.clone());
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;

@@ -39,7 +39,7 @@ const SCHEMA: &str = "
     CREATE INDEX IF NOT EXISTS notifications_of_user ON notification (user_id)";
 
 pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
-    let db = PgPool::connect(&site.database).await?;
+    let db = site.connect().await?;
     let inbox = PgInbox::new(db.clone());
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;

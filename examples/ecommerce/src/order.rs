@@ -99,7 +99,7 @@ pub struct Others {
 }
 
 pub async fn serve(site: Site, kafka: Arc<dyn Transport>, others: Others, way: Way) -> Result<()> {
-    let db = PgPool::connect(&site.database).await?;
+    let db = site.connect().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
     let store = PgStore::connect(&site.database).await?;
     store.migrate().await?;
@@ -139,7 +139,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>, others: Others, way: W
             sagas,
             asking,
             figures,
-            stop: site.stop.clone(),
+            stop: site.door.stop.clone(),
         });
     tokio::select! {
         served = site.serve(router, db) => served?,
@@ -233,6 +233,13 @@ struct Row {
 }
 
 impl Row {
+    /// As customers hear of it, with where its saga stands.
+    fn told(&self, status: Status) -> Value {
+        let mut order = json!(self);
+        order["saga"] = format!("{status:?}").into();
+        order
+    }
+
     async fn insert(&self, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
         sqlx::query("INSERT INTO orders VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)")
             .bind(self.id)
@@ -281,9 +288,9 @@ impl Orders {
         let status = self.sagas.status(saga).await;
         let row: Option<Row> =
             sqlx::query_as("SELECT * FROM orders WHERE id = $1").bind(saga.as_uuid()).fetch_optional(&self.db).await?;
-        let mut order = json!(row.ok_or_else(|| Problem::not_found("there is no such order"))?);
+        let row = row.ok_or_else(|| Problem::not_found("there is no such order"))?;
         let status = status?;
-        order["saga"] = format!("{status:?}").into();
+        let mut order = row.told(status);
         if status == Status::RolledBack
             && let Outcome::RolledBack(why) = self.sagas.outcome(saga).await?
         {

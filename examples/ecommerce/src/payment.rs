@@ -46,7 +46,7 @@ const SCHEMA: &str = "
     INSERT INTO account VALUES (2, 'KRW', 1000000, 1000000) ON CONFLICT DO NOTHING";
 
 pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
-    let db = PgPool::connect(&site.database).await?;
+    let db = site.connect().await?;
     let inbox = PgInbox::new(db.clone());
     inbox.migrate().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;

@@ -35,7 +35,7 @@ const SCHEMA: &str = "
         ON CONFLICT DO NOTHING";
 
 pub async fn serve(site: Site) -> Result<()> {
-    let db = PgPool::connect(&site.database).await?;
+    let db = site.connect().await?;
     sqlx::raw_sql(SCHEMA).execute(&db).await?;
     let router = Router::new()
         .route("/products", get(products))

@@ -61,8 +61,8 @@ async fn in_one_process(
     let (stop, mut opened) = (CancellationToken::new(), vec![]);
     let mut open = async |name: &'static str, offset| {
         let database = postgres.of(name).await?;
-        let site = Site::at(ports.of(offset), database, stop.clone()).await?;
-        opened.push((name, site.url()?, site.database.clone()));
+        let site = Site { door: Door::at(ports.of(offset), stop.clone()).await?, database };
+        opened.push((name, site.door.url()?, site.database.clone()));
         Ok::<_, crate::Error>(site)
     };
     let user = open(user::NAME, user::OFFSET).await?;
@@ -73,20 +73,20 @@ async fn in_one_process(
     let product = open(product::NAME, product::OFFSET).await?;
     let notification = open(notification::NAME, notification::OFFSET).await?;
     let others = order::Others {
-        user: user.url()?,
-        inventory: inventory.url()?,
-        payment: payment.url()?,
-        delivery: delivery.url()?,
-        product: product.url()?,
+        user: user.door.url()?,
+        inventory: inventory.door.url()?,
+        payment: payment.door.url()?,
+        delivery: delivery.door.url()?,
+        product: product.door.url()?,
     };
     let behind = gateway::Services {
-        user: user.url()?,
-        order: order.url()?,
-        inventory: inventory.url()?,
-        payment: payment.url()?,
-        delivery: delivery.url()?,
-        product: product.url()?,
-        notification: notification.url()?,
+        user: user.door.url()?,
+        order: order.door.url()?,
+        inventory: inventory.door.url()?,
+        payment: payment.door.url()?,
+        delivery: delivery.door.url()?,
+        product: product.door.url()?,
+        notification: notification.door.url()?,
     };
     let door = Door::at(ports.of(gateway::OFFSET), stop.clone()).await?;
     let gateway = door.url()?;

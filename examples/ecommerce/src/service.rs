@@ -16,7 +16,7 @@ use opentelemetry::context::FutureExt;
 use saga_core::participant::Participating;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sqlx::PgPool;
+use sqlx::{Connection, PgPool, postgres::PgPoolOptions};
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
@@ -32,6 +32,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How long what is under way may take to end when a service stops.
 pub const GRACE: Duration = Duration::from_secs(5);
+/// How long a connection to the database may be idle and still count as alive.
+const IDLE: Duration = Duration::from_secs(1);
 /// The ports are this and an offset, each service's own.
 pub const PORT_BASE: u16 = 8080;
 
@@ -77,8 +79,7 @@ pub struct Place {
 impl Place {
     /// Opens it at its own port, unless told otherwise, until the process is told to stop.
     pub async fn open(self, offset: u16) -> Result<Site> {
-        let Door { listener, stop, announced } = self.address.open(offset).await?;
-        Ok(Site { listener, database: self.database, stop, announced })
+        Ok(Site { door: self.address.open(offset).await?, database: self.database })
     }
 }
 
@@ -101,37 +102,40 @@ impl Door {
     }
 }
 
-/// What a service is given: where it listens, its database, and when to stop.
+/// What a service with a database is given.
 pub struct Site {
-    listener: TcpListener,
+    pub door: Door,
+    /// Its URL.
     pub database: String,
-    pub stop: CancellationToken,
-    /// Whether it says on stdout where it is, once it serves.
-    announced: bool,
 }
 
 impl Site {
-    /// At this port of this machine, or at any free one if it is 0.
-    pub async fn at(port: u16, database: String, stop: CancellationToken) -> Result<Self> {
-        Ok(Self { listener: TcpListener::bind(local(port)).await?, database, stop, announced: false })
-    }
-
-    pub fn url(&self) -> Result<String> {
-        Ok(format!("http://{}", self.listener.local_addr()?))
+    /// Connects to the service's own database. A connection that was idle is tried before it is used.
+    pub async fn connect(&self) -> Result<PgPool> {
+        let pool = PgPoolOptions::new().test_before_acquire(false).before_acquire(|connection, known| {
+            Box::pin(async move {
+                if known.idle_for > IDLE {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        });
+        Ok(pool.connect(&self.database).await?)
     }
 
     /// Serves until told to stop, and lets what is under way end.
     pub async fn serve(self, router: Router, db: PgPool) -> Result<()> {
-        if self.announced {
-            println!("{}", self.url()?);
+        if self.door.announced {
+            println!("{}", self.door.url()?);
         }
         let router = router.merge(health(db)).layer(map_response(problem::of_every_refusal));
         let router = telemetry::watched(router);
-        let served = axum::serve(self.listener, router).with_graceful_shutdown(self.stop.clone().cancelled_owned());
+        let served =
+            axum::serve(self.door.listener, router).with_graceful_shutdown(self.door.stop.clone().cancelled_owned());
         tokio::select! {
             served = served => Ok(served?),
             // Somebody may never finish what he began to send.
-            () = async { self.stop.cancelled().await; sleep(GRACE).await } => Ok(()),
+            () = async { self.door.stop.cancelled().await; sleep(GRACE).await } => Ok(()),
         }
     }
 

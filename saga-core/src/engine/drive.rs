@@ -3,30 +3,29 @@
 //! It keeps the machine's law in the simplest way there is: as long as anything is decided that is not yet durable, nothing new is
 //! started. One append is under way at a time, and what happens meanwhile goes into the next.
 
-use super::{Place, Shared, journal, lease::Lease, sagas::Ended};
+use super::{
+    Place, Shared,
+    attempt::{Attempt, Limits},
+    journal,
+    lease::Lease,
+    sagas::Ended,
+};
 use crate::{
     Encoded, SagaId,
     definition::{Arguments, Call, Process, Sending, StepIndex},
-    error::panic_message,
     machine::{Cause, Clock, Course, Event, Input, Millis, Outcome, State, Status, Step, Tries},
     message::{Answer, CommandAttributes, CommandId, Op, Reply},
     store::{Append, Appended, Hint, Mail, Record, StoreError, Then},
-    trace,
     transport::PublishError,
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use opentelemetry::{
-    Context, KeyValue, StringValue,
-    context::FutureExt as _,
-    trace::{SpanKind, TraceContextExt},
-};
+use opentelemetry::{Context, StringValue, context::FutureExt as _};
 use serde::{Deserialize, Serialize};
 use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
-use tokio_util::task::AbortOnDropHandle;
 
 /// What a message from outside says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -43,6 +42,7 @@ pub(crate) struct Drive {
     process: Arc<dyn Process>,
     lease: Lease,
     saga: SagaId,
+    /// The definition's, as metrics have it.
     name: StringValue,
     input: Encoded,
     /// What everything that is done for the saga is a part of.
@@ -434,7 +434,7 @@ impl Drive {
         let allowed = if op == Op::Do { node.forward.timeout } else { node.compensation.timeout };
         let until = self.now() + Millis::try_from(allowed.as_millis()).unwrap_or(Millis::MAX / 2);
         let limits = self.limits(step, op, attempt);
-        let publish = messages.send(self.shared.tracing.clone(), sending.topic, message);
+        let publish = messages.send(sending.topic, message);
         let sent = Sent { op, generation, attempt };
         // A broker's refusal says that this attempt did not happen, and nothing of earlier ones.
         let first = !tries.in_doubt && tries.awaiting.is_none();
@@ -678,76 +678,6 @@ async fn wait_until(timer: Option<Instant>) {
     if let Some(timer) = timer {
         sleep_until(timer).await;
     }
-}
-
-/// What bounds an attempt, and which one it is.
-struct Limits {
-    shared: Arc<Shared>,
-    lease: Lease,
-    trace: Context,
-    saga: SagaId,
-    /// The step's.
-    name: StringValue,
-    op: Op,
-    number: u32,
-}
-
-impl Limits {
-    /// Runs one attempt within the limits of concurrency, lease and time, in a task of its own: whatever the user's code does there, a panic
-    /// on drop included, is its attempt's affair. `told` names the outcome, and says why it is no success.
-    async fn attempt<T: Send + 'static>(
-        self,
-        allowed: Duration,
-        work: impl Future<Output = T> + Send + 'static,
-        told: impl FnOnce(&T) -> (&'static str, Option<String>),
-    ) -> Attempt<T> {
-        let _permit = self.shared.attempts.acquire().await;
-        if !self.lease.holds() || self.shared.draining.is_cancelled() {
-            return Attempt::NotBegun;
-        }
-        let (span, began) = (self.span(), Instant::now());
-        let lease = self.lease;
-        // The process may stand still before the task begins: only what is looked at there counts.
-        let work = async move { if lease.holds() { Some(work.await) } else { None } };
-        let work = AbortOnDropHandle::new(self.shared.drives.spawn(work.with_context(span.clone())));
-        let attempt = match timeout(allowed, work).await {
-            Ok(Ok(Some(outcome))) => Attempt::Ended(outcome),
-            Ok(Ok(None)) => Attempt::NotBegun,
-            Ok(Err(stopped)) => Attempt::Unknown(match stopped.try_into_panic() {
-                Ok(panic) => format!("it panicked: {}", panic_message(&*panic)),
-                Err(stopped) => format!("it was stopped: {stopped}"),
-            }),
-            Err(_) => Attempt::Unknown(format!("no answer within {allowed:?}")),
-        };
-        let (outcome, error) = match &attempt {
-            Attempt::Ended(outcome) => told(outcome),
-            Attempt::Unknown(error) => ("unknown", Some(error.clone())),
-            Attempt::NotBegun => ("not begun", None),
-        };
-        if let Some(error) = error {
-            trace::failed(&span, &error);
-        }
-        self.shared.metrics.attempt(&self.name, self.op, outcome, began.elapsed());
-        span.span().end();
-        attempt
-    }
-
-    fn span(&self) -> Context {
-        let verb = if self.op == Op::Do { "step" } else { "compensate" };
-        self.shared.tracing.begin(format!("saga {verb} {}", self.name), SpanKind::Internal, &self.trace, || {
-            vec![
-                KeyValue::new("saga.id", self.saga.to_string()),
-                KeyValue::new("saga.step", self.name.clone()),
-                KeyValue::new("saga.attempt", i64::from(self.number)),
-            ]
-        })
-    }
-}
-
-enum Attempt<T> {
-    Ended(T),
-    Unknown(String),
-    NotBegun,
 }
 
 /// What an error says goes into the journal for good: the first few thousand letters will do.

@@ -26,6 +26,7 @@ const REPLIES_AT_A_TIME: usize = 500;
 pub(crate) struct Messages {
     pub(crate) service: String,
     pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) tracing: Tracing,
 }
 
 impl Messages {
@@ -35,13 +36,8 @@ impl Messages {
     }
 
     /// Publishes a command.
-    pub(crate) async fn send(
-        self: Arc<Self>,
-        tracing: Tracing,
-        topic: &'static str,
-        mut message: Message,
-    ) -> Result<(), PublishError> {
-        let sending = tracing.send(self.transport.system(), topic, &mut message, &Context::current());
+    pub(crate) async fn send(self: Arc<Self>, topic: &'static str, mut message: Message) -> Result<(), PublishError> {
+        let sending = self.tracing.send(topic, &mut message, &Context::current());
         let outgoing = [Outgoing { topic: topic.into(), message }];
         let answer = self.transport.publish(&outgoing).await.pop();
         let answer = answer.unwrap_or_else(|| Err(PublishError::Unavailable("the transport gave no answer".into())));
@@ -58,13 +54,13 @@ impl Messages {
 pub(crate) async fn receive(shared: Arc<Shared>, messages: &Messages) -> Result<Box<dyn Consumer>, TransportError> {
     let subscription =
         Subscription { group: messages.service.clone(), topics: vec![messages.reply_to()], batch: REPLIES_AT_A_TIME };
-    let (system, topic) = (messages.transport.system(), messages.reply_to());
-    messages.transport.subscribe(subscription, Arc::new(Replies { shared, system, topic })).await
+    let (tracing, topic) = (messages.tracing.clone(), messages.reply_to());
+    messages.transport.subscribe(subscription, Arc::new(Replies { shared, tracing, topic })).await
 }
 
 struct Replies {
     shared: Arc<Shared>,
-    system: &'static str,
+    tracing: Tracing,
     topic: String,
 }
 
@@ -74,7 +70,7 @@ impl Receiver for Replies {
         let mut verdicts = vec![Verdict::Done; batch.len()];
         let (mut mail, mut places) = (vec![], vec![]);
         let _processing: Vec<Context> =
-            batch.iter().map(|message| self.shared.tracing.process(self.system, &self.topic, message)).collect();
+            batch.iter().map(|message| self.tracing.process(&self.topic, message)).collect();
         for (place, message) in batch.iter().enumerate() {
             let read = Reply::of(message).map_err(|error| error.to_string());
             let letter = read.and_then(|reply| {

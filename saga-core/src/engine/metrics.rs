@@ -1,21 +1,11 @@
 //! What there is to measure, by OpenTelemetry's API; without an SDK nothing is.
 //!
-//! | metric | unit | attributes | what it counts |
-//! |---|---|---|---|
-//! | `saga.started` | | `saga.name` | sagas that were started here |
-//! | `saga.ended` | | `saga.name`, `saga.outcome` | sagas that ended (`completed`, `rolled_back`) or were `parked` here |
-//! | `saga.duration` | s | the same | from their start until then |
-//! | `saga.step.duration` | s | `saga.step`, `saga.op`, `saga.outcome` | attempts here; of a command, until the broker has it |
-//! | `saga.active` | | | sagas in the memory of this process |
-//! | `saga.parked` | | `saga.name` | sagas that wait for a person, of all processes |
-//! | `saga.oldest` | s | `saga.name` | the age of the oldest saga that has not ended, of all processes |
-//!
-//! The last three are looked up every 15 seconds.
+//! The guide's page on traces and metrics says what each is. Those of all processes are looked up every 15 seconds.
 
 use super::Shared;
-use crate::{machine::Status, message::Op, store::Census};
+use crate::{machine::Status, message::Op, store::Census, trace::scope};
 use opentelemetry::{
-    InstrumentationScope, KeyValue, StringValue, global,
+    KeyValue, StringValue, global,
     metrics::{Counter, Gauge, Histogram},
 };
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -39,8 +29,7 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn new() -> Self {
-        let scope = InstrumentationScope::builder("saga").with_version(env!("CARGO_PKG_VERSION")).build();
-        let meter = global::meter_with_scope(scope);
+        let meter = global::meter_with_scope(scope());
         let seconds = |name| meter.f64_histogram(name).with_unit("s").with_boundaries(BOUNDARIES.into()).build();
         Self {
             started: meter.u64_counter("saga.started").build(),

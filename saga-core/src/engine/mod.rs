@@ -1,5 +1,6 @@
 //! The driver around the [state machine](crate::machine): runs sagas inside the user's own service.
 
+mod attempt;
 mod committer;
 mod config;
 mod drive;
@@ -137,7 +138,11 @@ impl EngineBuilder {
     /// Sends the commands of this engine's sagas over `transport`, in the name of a service: the same on all of its nodes. Replies come to the topic
     /// `<service>.replies`, which the nodes consume as the group `<service>`.
     pub fn transport(mut self, service: impl Into<String>, transport: Arc<dyn Transport>) -> Self {
-        self.messages = Some(Arc::new(Messages { service: service.into(), transport }));
+        self.messages = Some(Arc::new(Messages {
+            service: service.into(),
+            tracing: Tracing::default().over(transport.system()),
+            transport,
+        }));
         self
     }
 

@@ -3,7 +3,7 @@ use crate::{
     Encoded, SagaId, StepError,
     error::{panic_message, shortened},
     message::{Answer, CommandAttributes, CommandId, Message, Op},
-    trace::{Tracing, UnderWay},
+    trace::{TraceContext, Tracing, UnderWay},
     transport::{
         Consumer, Outgoing, PublishError, Receiver, Subscription, Transport, TransportError, Unavailable, Verdict,
     },
@@ -228,8 +228,9 @@ impl<I: Inbox, D: Send + Sync + 'static> Participant<I, D> {
             topics: self.topics.iter().map(ToString::to_string).collect(),
             batch: self.batch,
         };
-        let receiver = Arc::new(Host { participant: self, transport: transport.clone(), tracing: Tracing::default() });
-        Ok(Participating { consumer: transport.subscribe(subscription, receiver).await? })
+        let tracing = Tracing::default().over(transport.system());
+        let receiver = Host { participant: self, transport: transport.clone(), tracing };
+        Ok(Participating { consumer: transport.subscribe(subscription, Arc::new(receiver)).await? })
     }
 }
 
@@ -279,7 +280,7 @@ impl<I: Inbox, D: Send + Sync + 'static> Receiver for Host<I, D> {
         let answers = self.participant.inbox.handle(&jobs).await?;
         let answered = received.iter().zip(&jobs).zip(&answers);
         let (replies, sendings): (Vec<Outgoing>, Vec<UnderWay>) =
-            answered.map(|((received, job), answer)| self.reply(received, &job.context(), answer)).unzip();
+            answered.map(|((received, job), answer)| self.reply(received, job.context(), answer)).unzip();
         // Not before they are out does a command count as dealt with: after a crash it comes again, and is answered from the inbox.
         let published = self.transport.publish(&replies).await;
         for (published, sending) in published.iter().zip(sendings) {
@@ -337,15 +338,17 @@ impl<I: Inbox, D: Send + Sync + 'static> Host<I, D> {
             })
         });
         match self.participant.handlers.get(origin.kind.as_str()) {
-            Some(Handling { topic, .. }) => job.of(&self.tracing, self.transport.system(), topic, origin),
+            Some(Handling { topic, .. }) => job.of(&self.tracing, topic, origin),
             None => job,
         }
     }
 
-    fn reply(&self, received: &Received<'_>, parent: &Context, answer: &Answer) -> (Outgoing, UnderWay) {
+    /// A part of the work, or, where nothing was done, of what the command itself is a part of.
+    fn reply(&self, received: &Received<'_>, work: Option<Context>, answer: &Answer) -> (Outgoing, UnderWay) {
+        let parent = work.unwrap_or_else(|| TraceContext::of_headers(&received.message.headers).context());
         let topic = received.attributes.reply_to.clone();
         let mut message = received.attributes.reply(&self.participant.name, received.message, answer);
-        let sending = self.tracing.send(self.transport.system(), &topic, &mut message, parent);
+        let sending = self.tracing.send(&topic, &mut message, &parent);
         (Outgoing { topic, message }, sending)
     }
 }

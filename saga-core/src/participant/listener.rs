@@ -150,14 +150,13 @@ impl<I: Inbox, D: Send + Sync + 'static> Listener<I, D> {
     pub async fn start(self, transport: Arc<dyn Transport>) -> Result<Participating, TransportError> {
         let topics = self.topics.iter().map(ToString::to_string).collect();
         let subscription = Subscription { group: self.name.clone(), topics, batch: 50 };
-        let listening = Listening { listener: self, system: transport.system(), tracing: Tracing::default() };
+        let listening = Listening { listener: self, tracing: Tracing::default().over(transport.system()) };
         Ok(Participating { consumer: transport.subscribe(subscription, Arc::new(listening)).await? })
     }
 }
 
 struct Listening<I: Inbox, D> {
     listener: Listener<I, D>,
-    system: &'static str,
     tracing: Tracing,
 }
 
@@ -171,7 +170,7 @@ impl<I: Inbox, D: Send + Sync + 'static> Listening<I, D> {
         let job = Job::new(id, Op::Do, self.listener.allowed, move |tx, _| {
             handler(EventCx { deps: deps.clone(), message: event.clone() }, tx, event.clone())
         });
-        Some(job.of(&self.tracing, self.system, topic, origin))
+        Some(job.of(&self.tracing, topic, origin))
     }
 
     /// Handles events that are all of different keys, so that none of them has to wait for another.

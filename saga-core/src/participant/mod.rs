@@ -74,7 +74,7 @@ use crate::{
     Encoded, Payload, StepError,
     error::{panic_message, shortened},
     message::{Answer, CommandId, Message, Op},
-    trace::{self, TraceContext, Tracing},
+    trace::{self, Tracing},
     transport::Unavailable,
 };
 use async_trait::async_trait;
@@ -148,7 +148,6 @@ pub struct Job<Tx> {
 /// The message that a job came with.
 struct Origin {
     tracing: Tracing,
-    system: &'static str,
     topic: &'static str,
     message: Arc<Message>,
     /// The span of the work, once it was done.
@@ -178,22 +177,14 @@ impl<Tx: Send + 'static> Job<Tx> {
     }
 
     /// The same, as part of the trace of a message.
-    pub(crate) fn of(
-        mut self,
-        tracing: &Tracing,
-        system: &'static str,
-        topic: &'static str,
-        message: Arc<Message>,
-    ) -> Self {
-        self.origin = Some(Origin { tracing: tracing.clone(), system, topic, message, done: Mutex::default() });
+    pub(crate) fn of(mut self, tracing: &Tracing, topic: &'static str, message: Arc<Message>) -> Self {
+        self.origin = Some(Origin { tracing: tracing.clone(), topic, message, done: Mutex::default() });
         self
     }
 
-    /// What the answer to it is a part of.
-    pub(crate) fn context(&self) -> Context {
-        let Some(Origin { message, done, .. }) = &self.origin else { return Context::current() };
-        let done = done.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        done.unwrap_or_else(|| TraceContext::of_headers(&message.headers).context())
+    /// The span of its work, if it was done.
+    pub(crate) fn context(&self) -> Option<Context> {
+        self.origin.as_ref().and_then(|origin| origin.done.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     /// How long the work may take.
@@ -203,10 +194,10 @@ impl<Tx: Send + 'static> Job<Tx> {
 
     /// Does the work; `kept` is the reply that was kept when the command was done, for an undo.
     pub async fn work(&self, tx: &mut Tx, kept: Option<Encoded>) -> Worked {
-        let Some(Origin { tracing, system, topic, message, done }) = &self.origin else {
+        let Some(Origin { tracing, topic, message, done }) = &self.origin else {
             return self.attempt(tx, kept).await;
         };
-        let context = tracing.process(system, topic, message);
+        let context = tracing.process(topic, message);
         let worked = self.attempt(tx, kept).with_context(context.clone()).await;
         match &worked {
             Worked::Returned(Ok(_)) => {}

@@ -10,6 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodRouter, post},
 };
+use opentelemetry::context::FutureExt;
 use saga_core::{
     message::{Answer, CommandId, Op},
     participant::{Command, Handle},
@@ -60,7 +61,8 @@ impl<D: Send + Sync + 'static> Barrier<D> {
             let payload: &[u8] = if body.is_empty() { b"null" } else { &body };
             let job = barrier.job(Call { id, op, headers: forwarded(&headers) }, &handler, payload.into());
             // By itself, so that it ends even if nobody waits for it any more: work that takes longer than its callers' patience would never be done.
-            let work = tokio::spawn(async move { barrier.answer(job).await }.in_current_span());
+            let work = async move { barrier.answer(job).await }.with_current_context().in_current_span();
+            let work = tokio::spawn(work);
             match work.await {
                 Ok(answered) => response(answered),
                 Err(error) => problem(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),

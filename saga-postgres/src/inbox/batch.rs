@@ -16,6 +16,9 @@ use uuid::Uuid;
 /// How much longer than its jobs a transaction may be silent.
 const SILENCE: Duration = Duration::from_secs(5);
 
+/// How long a transaction of several jobs waits for a lock.
+const BATCH_PATIENCE_MS: u32 = 250;
+
 /// Why a transaction came to nothing, or may have.
 #[derive(Debug)]
 pub(super) enum Trouble {
@@ -75,10 +78,21 @@ pub(super) struct Done {
 }
 
 /// A node that stops in the middle of its work, suspended or cut off, must not hold its locks for ever: the server ends its transaction when it has been silent for longer than a job may be.
+///
+/// Two batches that need the same rows in another order wait for each other, and Postgres looks for that after a second only (`deadlock_timeout`). So a batch has less patience, unless
+/// its connections have even less; what it waits for in vain is contention, and jobs that run one by one hold few locks, for a short time.
 fn begin(jobs: &[Job<PgConnection>]) -> String {
     let longest = jobs.iter().map(Job::allowed).max().unwrap_or_default() + SILENCE;
     let silence = i32::try_from(longest.as_millis()).unwrap_or(i32::MAX);
-    format!("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = {silence}")
+    let begin =
+        format!("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = {silence}");
+    match jobs.len() {
+        0 | 1 => begin,
+        _ => format!(
+            "{begin}; SELECT set_config('lock_timeout', '{BATCH_PATIENCE_MS}ms', true)
+             WHERE current_setting('lock_timeout')::interval NOT BETWEEN '1us' AND '{BATCH_PATIENCE_MS}ms'"
+        ),
+    }
 }
 
 /// What an error means when no job has been run. A pool hands out connections that ended long ago, or that lead to what has become a standby: no job is to blame.

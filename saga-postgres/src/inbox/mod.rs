@@ -57,7 +57,7 @@ const PRUNED_AT_ONCE: i64 = 1000;
 ///
 /// | what | what follows |
 /// |---|---|
-/// | deadlock, serialization failure, lock timeout | what was done before it in the batch is committed, the rest runs one by one; a job that meets it five times is answered as its handler says, else `unknown` |
+/// | deadlock, serialization failure, lock timeout (of 250 ms in a batch, if the connections have none that is shorter) | what was done before it in the batch is committed, the rest runs one by one; a job that meets it five times is answered as its handler says, else `unknown` |
 /// | a handler panics or takes too long | its connection is closed, the batch runs one by one, and it is answered `unknown` |
 /// | a handler ignores an error of the database and returns `Ok` | `unknown`: nothing of it could be kept |
 /// | the connection is lost | the batch runs again, one by one; a job that ends its own three times is answered `unknown` |

@@ -18,9 +18,7 @@ CREATE TABLE {schema}.saga_outbox (
     extensions    text,
     created_at    timestamptz NOT NULL DEFAULT clock_timestamp(),
     payload       bytea       NOT NULL,
-    CONSTRAINT saga_outbox_pkey PRIMARY KEY (shard, seq),
-    CONSTRAINT saga_outbox_shard CHECK (shard BETWEEN 0 AND 63),
-    CONSTRAINT saga_outbox_key CHECK (octet_length(aggregatetype) + octet_length(aggregateid) <= 2000)
+    CONSTRAINT saga_outbox_pkey PRIMARY KEY (shard, seq)
 ) WITH (
     -- A queue: whatever was written is soon dead, whatever the table's size. The relay reads at its head, where the dead rows are.
     autovacuum_vacuum_scale_factor = 0,
@@ -32,7 +30,7 @@ CREATE TABLE {schema}.saga_outbox (
     autovacuum_vacuum_cost_delay = 0
 );
 COMMENT ON COLUMN {schema}.saga_outbox.shard IS 'FNV-1a of aggregateid, modulo 64: what relays share out among themselves';
-COMMENT ON COLUMN {schema}.saga_outbox.seq IS 'the order of events of one key; a lower one of another key may appear later. Its sequence must keep CACHE 1';
+COMMENT ON COLUMN {schema}.saga_outbox.seq IS 'the order of events of one key; a lower one of another key may appear later';
 COMMENT ON COLUMN {schema}.saga_outbox.aggregatetype IS 'the topic';
 COMMENT ON COLUMN {schema}.saga_outbox.aggregateid IS 'the key';
 COMMENT ON COLUMN {schema}.saga_outbox.headers IS 'a JSON object: headers but traceparent, forwarded untouched';

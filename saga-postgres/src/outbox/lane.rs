@@ -30,6 +30,8 @@ use tokio::{
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How many bytes of one shard a round takes at most; a single event may be larger.
 const BYTES: i64 = 512 * 1024;
+/// After a round with less than a batch, what commits within this time goes together in the next.
+const GATHERING: Duration = Duration::from_millis(10);
 /// The pause after the first round that failed, or in which the broker took nothing; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -49,8 +51,11 @@ pub(super) struct Lane {
 
 /// How a round ended.
 enum Round {
-    /// The queue is shorter now: there may be more.
-    Moved,
+    /// The queue is shorter now, and there may be more.
+    Moved {
+        /// It was a batch or more.
+        full: bool,
+    },
     /// The broker took nothing of what there was.
     Stuck,
     /// There was nothing to do in the shards that were free.
@@ -72,7 +77,12 @@ impl Lane {
             self.committed.mark_unchanged();
             let now = tokio::time::Instant::now;
             match self.round(&mut connection).await {
-                Ok(Round::Moved) => (failures, contended) = (0, 0),
+                Ok(Round::Moved { full }) => {
+                    (failures, contended) = (0, 0);
+                    if !full {
+                        self.pause(now() + GATHERING, false).await;
+                    }
+                }
                 Ok(Round::Idle { others }) => {
                     failures = 0;
                     contended = if others { contended + 1 } else { 0 };
@@ -128,6 +138,7 @@ impl Lane {
             in_time(tx.rollback()).await?;
             return Ok(Round::Idle { others: shards.len() < work.len() });
         }
+        let full = rows.len() >= usize::try_from(self.batch).unwrap_or(usize::MAX);
         let rows = rows.iter().map(Row::read).collect::<Result<_, _>>()?;
         let Batch { sending, messages, mut aside } = Batch::of(rows);
         let answers = self.send(&mut tx, &messages).await;
@@ -152,7 +163,7 @@ impl Lane {
             tracing::error!(seq, %reason, "an event is parked, and its key with it");
             self.counters.refused();
         }
-        Ok(Round::Moved)
+        Ok(Round::Moved { full })
     }
 
     /// Publishes, and keeps the transaction alive meanwhile: that of a frozen process ends.
@@ -160,11 +171,9 @@ impl Lane {
         if messages.is_empty() {
             return vec![];
         }
-        let system = self.transport.system();
-        let sendings: Vec<UnderWay> = messages
-            .iter()
-            .map(|Outgoing { topic, message }| self.outbox.inner.tracing.forward(system, topic, message))
-            .collect();
+        let tracing = self.outbox.inner.tracing.clone().over(self.transport.system());
+        let sendings: Vec<UnderWay> =
+            messages.iter().map(|Outgoing { topic, message }| tracing.forward(topic, message)).collect();
         let mut publishing = pin!(AssertUnwindSafe(self.transport.publish(messages)).catch_unwind());
         let mut connected = true;
         let answers = loop {

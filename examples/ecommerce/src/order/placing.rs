@@ -15,7 +15,7 @@ use axum::{
         header::{HeaderName, LOCATION},
     },
 };
-use saga_core::SagaId;
+use saga_core::{SagaId, machine::Status};
 use serde::Deserialize;
 use serde_json::Value;
 use std::num::NonZeroU32;
@@ -48,9 +48,12 @@ pub async fn submit(
     }
     let wait = wait.duration()?;
     let order = checked(&wanted)?;
-    let key = idempotency_key(&headers)?.map(|key| of_user(order.user_id, key));
-    let saga = to_its_end(take(orders.clone(), key, order)).await?;
-    let order = orders.awaited(saga, wait).await?;
+    let key = idempotency_key(&headers)?.map_or_else(|| Uuid::now_v7().to_string(), |key| of_user(order.user_id, key));
+    let (saga, placed) = to_its_end(take(orders.clone(), key, order)).await?;
+    let order = match placed {
+        Some(row) if wait.is_zero() => row.told(Status::Running),
+        _ => orders.awaited(saga, wait).await?,
+    };
     let status = if !wait.is_zero() && has_ended(&order) { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok((status, [(LOCATION, format!("/orders/{saga}"))], Json(order)))
 }
@@ -73,12 +76,14 @@ fn of_user(user: i64, key: &str) -> String {
     format!("{user}/{key}")
 }
 
-async fn take(orders: Orders, key: Option<String>, order: PlaceOrder) -> Result<SagaId, Problem> {
-    match key {
-        // A repeat is answered whatever became of the product or the user meanwhile.
-        Some(key) if orders.sagas.find(&key).await? => repeated(&orders, &key, order).await,
-        Some(key) => place(&orders, &key, order).await,
-        None => place(&orders, &Uuid::now_v7().to_string(), order).await,
+/// The order's saga, and the order itself if it is new.
+type Placed = (SagaId, Option<Row>);
+
+/// A repeat is answered whatever became of the product or the user meanwhile.
+async fn take(orders: Orders, key: String, order: PlaceOrder) -> Result<Placed, Problem> {
+    match place(&orders, &key, order.clone()).await {
+        Err(_) if orders.sagas.find(&key).await? => repeated(&orders, &key, order).await,
+        placed => placed,
     }
 }
 
@@ -89,39 +94,39 @@ fn checked(wanted: &Wanted) -> Result<PlaceOrder, Problem> {
 }
 
 /// The order that has this key, if it is the same.
-async fn repeated(orders: &Orders, key: &str, order: PlaceOrder) -> Result<SagaId, Problem> {
+async fn repeated(orders: &Orders, key: &str, order: PlaceOrder) -> Result<Placed, Problem> {
     let mut tx = orders.db.begin().await?;
     let (saga, _) = orders.sagas.submit(&orders.store, &mut tx, key, order).await?;
     tx.rollback().await?;
-    Ok(saga)
+    Ok((saga, None))
 }
 
 /// Writes the order, its saga, and the event that tells others, in one transaction. The others are asked before it: it waits for nobody.
-async fn place(orders: &Orders, key: &str, order: PlaceOrder) -> Result<SagaId, Problem> {
+async fn place(orders: &Orders, key: &str, order: PlaceOrder) -> Result<Placed, Problem> {
     let asking = &orders.asking;
     let (user_checked, product) = tokio::try_join!(asking.check_user(order.user_id), asking.product(order.product_id))?;
     let mut tx = orders.db.begin().await?;
     let (saga, is_new) = orders.sagas.submit(&orders.store, &mut tx, key, order.clone()).await?;
-    if is_new {
-        let row = priced(saga, &order, product, user_checked)?;
-        row.insert(&mut tx).await?;
-        let created = OrderCreated {
-            order_id: row.id,
-            user_id: row.user_id,
-            product_id: row.product_id,
-            quantity: row.quantity,
-            total: Money { amount: row.total, currency: row.currency },
-        };
-        orders.outbox.publish(&mut tx, &saga.to_string(), &created).await.map_err(|error| {
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the event cannot be written: {error}"))
-        })?;
+    if !is_new {
+        tx.rollback().await?;
+        return Ok((saga, None));
     }
+    let row = priced(saga, &order, product, user_checked)?;
+    row.insert(&mut tx).await?;
+    let created = OrderCreated {
+        order_id: row.id,
+        user_id: row.user_id,
+        product_id: row.product_id,
+        quantity: row.quantity,
+        total: Money { amount: row.total, currency: row.currency.clone() },
+    };
+    orders.outbox.publish(&mut tx, &saga.to_string(), &created).await.map_err(|error| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the event cannot be written: {error}"))
+    })?;
     orders.outbox.commit(tx).await?;
     orders.store.wake();
-    if is_new {
-        orders.figures.requests.add(1, &[]);
-    }
-    Ok(saga)
+    orders.figures.requests.add(1, &[]);
+    Ok((saga, Some(row)))
 }
 
 /// The order with name and price as they are now: what they will be changes nothing.

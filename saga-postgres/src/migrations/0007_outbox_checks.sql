@@ -1,0 +1,7 @@
+-- An event in a shard that no relay looks at, or of a key that its index cannot hold, would never leave: it is refused where it is written.
+ALTER TABLE {schema}.saga_outbox
+    DROP CONSTRAINT IF EXISTS saga_outbox_shard,
+    DROP CONSTRAINT IF EXISTS saga_outbox_key,
+    ADD CONSTRAINT saga_outbox_shard CHECK (shard BETWEEN 0 AND 63),
+    ADD CONSTRAINT saga_outbox_key CHECK (octet_length(aggregatetype) + octet_length(aggregateid) <= 2000);
+COMMENT ON COLUMN {schema}.saga_outbox.seq IS 'the order of events of one key; a lower one of another key may appear later. Its sequence must keep CACHE 1';
