@@ -94,19 +94,20 @@ pub struct Connection {
 }
 
 impl Connection {
+    /// For a service: it is in its figures, and so connected until the process ends.
     pub async fn transport(&self) -> Result<Arc<dyn Transport>> {
+        let kafka = Arc::new(self.connect().await?);
+        figures::of_kafka(&kafka);
+        Ok(kafka)
+    }
+
+    pub async fn connect(&self) -> Result<KafkaTransport> {
         if self.embedded_broker {
-            return Ok(counted(EmbeddedBroker::settings(&self.brokers, &topics()).build()?));
+            return Ok(EmbeddedBroker::settings(&self.brokers, &topics()).build()?);
         }
         // A process that was killed is missed after six seconds, the least that a broker allows.
         let kafka = KafkaTransport::builder(&self.brokers).set_consumer("session.timeout.ms", "6000").build()?;
         ensure_topics(&kafka, &self.brokers).await?;
-        Ok(counted(kafka))
+        Ok(kafka)
     }
-}
-
-fn counted(kafka: KafkaTransport) -> Arc<dyn Transport> {
-    let kafka = Arc::new(kafka);
-    figures::of_kafka(&kafka);
-    kafka
 }

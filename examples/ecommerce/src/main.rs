@@ -19,6 +19,7 @@ mod notification;
 mod opening;
 mod order;
 mod payment;
+mod picture;
 mod problem;
 mod process;
 mod product;
@@ -27,6 +28,7 @@ mod serve;
 mod service;
 mod telemetry;
 mod tour;
+mod twice;
 mod user;
 
 use clap::{Parser, Subcommand};
@@ -47,8 +49,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Three orders with three fates, then the books (the default).
-    Tour(Transport),
+    /// Seven scenes, each with a picture of what happened, then the books (the default). Exits with 1 if anything was not as it should be.
+    Tour {
+        #[command(flatten)]
+        transport: Transport,
+        /// Draws Mermaid diagrams.
+        #[arg(long)]
+        mermaid: bool,
+    },
     /// Keeps the shop open, and prints where everything listens; or one of its services.
     #[command(args_conflicts_with_subcommands = true)]
     Serve {
@@ -125,7 +133,7 @@ impl OnKafka {
 #[tokio::main]
 async fn main() -> ExitCode {
     let Arguments { command, telemetry } = Arguments::parse();
-    let command = command.unwrap_or(Command::Tour(Transport { way: Way::Kafka }));
+    let command = command.unwrap_or(Command::Tour { transport: Transport { way: Way::Kafka }, mermaid: false });
     let ended = run(command, telemetry).await;
     telemetry::stop();
     match ended {
@@ -143,7 +151,7 @@ async fn run(command: Command, telemetry: telemetry::Options) -> Result<()> {
         _ => "ecommerce",
     })?;
     match command {
-        Command::Tour(transport) => tour::tour(transport.way).await,
+        Command::Tour { transport, mermaid } => tour::tour(transport.way, mermaid).await,
         Command::Serve { service: Some(service), .. } => telemetry::of(service.name(), service.serve()).await,
         Command::Serve { transport, ports, processes, databases, rules, service: None } => {
             serve::serve(transport.way, ports, processes, databases, *rules).await

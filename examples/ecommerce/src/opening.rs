@@ -4,7 +4,7 @@ use crate::{
     Result,
     broker::Broker,
     databases::Databases,
-    delivery, inventory, notification,
+    delivery, gateway, inventory, notification,
     order::{self, Way},
     payment,
     process::Process,
@@ -42,6 +42,13 @@ impl Services {
         let arguments = kafka.into_iter().chain(others).chain([way.argument()]).collect();
         let order = start(order::NAME, order::OFFSET, arguments).await?.await?;
         Ok(Self { user, order, inventory, payment, delivery, product, notification })
+    }
+
+    /// The one door for clients, which is told where all of them are.
+    pub async fn gateway(&self, ports: Ports, rules: Vec<String>) -> Result<Process> {
+        let behind = self.all().map(|service| format!("--{}={}", service.name, service.url));
+        let arguments = behind.into_iter().chain(rules).collect();
+        Process::start(gateway::NAME, ports.of(gateway::OFFSET), String::new(), arguments).await
     }
 
     pub fn all(&self) -> [&Process; 7] {

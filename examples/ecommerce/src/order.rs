@@ -1,6 +1,7 @@
 //! The order service: takes orders, and runs their saga.
 
 mod asking;
+mod drawing;
 mod following;
 mod placing;
 
@@ -126,6 +127,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>, others: Others, way: W
     let router = Router::new()
         .route("/orders/{id}", get(one))
         .route("/orders/{id}/history", get(history))
+        .route("/orders/{id}/picture", get(drawing::picture))
         .route("/orders/{id}/events", get(following::events))
         .route_layer(from_fn_with_state(db.clone(), only_theirs))
         .route("/orders", post(placing::submit).get(of_user))

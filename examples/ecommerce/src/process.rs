@@ -38,10 +38,18 @@ impl Process {
         Ok(self.child.kill().await?)
     }
 
-    /// Stops it where it is, without its knowing; only `kill` ends that.
+    /// Stops it where it is, without its knowing; until it is thawed or killed.
     pub fn freeze(&self) -> Result<()> {
+        self.signal(Signal::STOP)
+    }
+
+    pub fn thaw(&self) -> Result<()> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
         let id = Pid::from_raw(self.id().cast_signed()).ok_or("a process that has ended")?;
-        Ok(kill_process(id, Signal::STOP)?)
+        Ok(kill_process(id, signal)?)
     }
 
     /// Starts it again, where it was.
@@ -56,7 +64,7 @@ impl Process {
     }
 
     /// Asks it to stop, and sees to it.
-    pub async fn stop(mut self) -> Result<()> {
+    pub async fn stop(&mut self) -> Result<()> {
         drop(self.stdin.take());
         if timeout(Duration::from_secs(10), self.child.wait()).await.is_err() {
             self.kill().await?;

@@ -142,9 +142,7 @@ async fn with_a_process_each(
     for service in services.all() {
         told(service.name, &service.url, service.id(), &service.database);
     }
-    let behind = services.all().map(|service| format!("--{}={}", service.name, service.url));
-    let arguments = behind.into_iter().chain(rules.arguments()).collect();
-    let gateway = Process::start(gateway::NAME, ports.of(gateway::OFFSET), String::new(), arguments).await?;
+    let gateway = services.gateway(ports, rules.arguments()).await?;
     invite(&gateway.url, gateway.id(), key)?;
     println!("kill -9 a process while you do: it is started again.");
 

@@ -11,11 +11,12 @@ use axum::{
 use serde::Deserialize;
 
 /// All addresses of the API; `/api/v1` may stand before each.
-pub const ADDRESSES: [&str; 11] = [
+pub const ADDRESSES: [&str; 12] = [
     "/orders",
     "/orders/{id}",
     "/orders/{id}/events",
     "/orders/{id}/history",
+    "/orders/{id}/picture",
     "/products",
     "/products/{id}",
     "/users/{id}",
@@ -73,7 +74,7 @@ impl Wanted {
             ["products", ..] => Who::Everybody,
             ["orders" | "notifications" | "deliveries"] => Who::User(user_in(uri)),
             ["accounts" | "users", user] => Who::User(Some(user.into())),
-            ["orders", _] | ["orders", _, "events" | "history"] => Who::Known,
+            ["orders", _] | ["orders", _, "events" | "history" | "picture"] => Who::Known,
             _ => Who::Operators,
         };
         let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
@@ -175,6 +176,7 @@ mod tests {
             ("GET", "/orders/x", [401, 200, 200, 403]),
             ("GET", "/orders/x/events", [401, 200, 200, 403]),
             ("GET", "/orders/x/history", [401, 200, 200, 403]),
+            ("GET", "/orders/x/picture?as=mermaid", [401, 200, 200, 403]),
             ("GET", "/orders", [401, 403, 200, 403]),
             ("GET", "/orders?userId=1", [401, 200, 200, 403]),
             ("GET", "/orders?userId=2", [401, 403, 200, 403]),

@@ -48,7 +48,7 @@ pub async fn submit(
     }
     let wait = wait.duration()?;
     let order = checked(&wanted)?;
-    let key = idempotency_key(&headers)?.map_or_else(|| Uuid::now_v7().to_string(), ToOwned::to_owned);
+    let key = idempotency_key(&headers)?.map_or_else(|| Uuid::now_v7().to_string(), |key| of_user(order.user_id, key));
     let (saga, placed) = to_its_end(take(orders.clone(), key, order)).await?;
     let order = match placed {
         Some(row) if wait.is_zero() => row.told(Status::Running),
@@ -69,6 +69,11 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
             format!("the header Idempotency-Key is one text of up to {LONGEST_KEY} characters"),
         )
     })?))
+}
+
+/// Two users who choose the same key have nothing to do with each other.
+fn of_user(user: i64, key: &str) -> String {
+    format!("{user}/{key}")
 }
 
 /// The order's saga, and the order itself if it is new.

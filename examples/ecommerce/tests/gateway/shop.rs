@@ -121,7 +121,7 @@ async fn another_buyers_order_is_not_there() {
     let id = placed["id"].as_str().unwrap();
     let order = shop.ended(&mine, id).await;
     let no_such = uuid::Uuid::nil();
-    for rest in ["", "/history", "/events"] {
+    for rest in ["", "/history", "/picture", "/events"] {
         // There is nothing by which to tell it from an order that never was.
         for token in [&theirs, &shop.key.token("03", "buyer"), &shop.key.token("operator", "buyer")] {
             let answer = shop.get(token, &format!("/orders/{id}{rest}")).await;

@@ -2,7 +2,7 @@
 
 use crate::open::Shop;
 use reqwest::{Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 use std::collections::HashMap;
 
@@ -14,6 +14,8 @@ pub async fn every_no_is_a_problem(shop: &Shop) {
         ("order", Method::GET, format!("/orders/{known}"), json, "", 404),
         ("order", Method::GET, format!("/orders/{known}/events"), json, "", 404),
         ("order", Method::GET, format!("/orders/{known}/history"), json, "", 404),
+        ("order", Method::GET, format!("/orders/{known}/picture"), json, "", 404),
+        ("order", Method::GET, format!("/orders/{known}/picture?as=x"), json, "", 400),
         ("order", Method::GET, "/orders/1".into(), json, "", 400),
         ("order", Method::GET, "/orders".into(), json, "", 400),
         ("order", Method::GET, "/orders?userId=x".into(), json, "", 400),
@@ -43,6 +45,26 @@ pub async fn every_no_is_a_problem(shop: &Shop) {
         assert!(!problem["title"].as_str().unwrap().is_empty(), "{told}: {problem}");
         assert!(!problem["detail"].as_str().unwrap().is_empty(), "{told}: {problem}");
     }
+}
+
+pub async fn a_key_is_its_users_own(shop: &Shop) {
+    let wanted = |user: u32| json!({ "userId": user, "productId": 1000, "quantity": user });
+    let (status, first) = shop.post("order", "/orders", "k", wanted(91)).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{first}");
+    let (status, second) = shop.post("order", "/orders", "k", wanted(93)).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{second}");
+    assert_ne!(first["id"], second["id"]);
+    assert_eq!((&second["userId"], &second["quantity"]), (&json!(93), &json!(93)));
+    // Nor does a key reach another user's by what it says.
+    let (_, third) = shop.post("order", "/orders", "91/k", wanted(94)).await;
+    assert_ne!(first["id"], third["id"]);
+    for (user, order) in [(91, &first), (93, &second)] {
+        assert_eq!(shop.post("order", "/orders", "k", wanted(user)).await.1["id"], order["id"]);
+        assert_eq!(shop.get("order", &format!("/orders?userId={user}")).await.as_array().unwrap().len(), 1);
+        shop.ended(order).await;
+    }
+    shop.ended(&third).await;
+    shop.assert_books_balance().await;
 }
 
 pub async fn each_service_says_how_it_is(shop: &Shop) {

@@ -8,6 +8,7 @@ mod deaths;
 mod following;
 mod open;
 mod orders;
+mod readme;
 mod tour;
 
 /// Opens a shop for each of these tests and does in it, one after the other, what is listed: a shop takes longer to open than most of it takes. With commands over HTTP, and over Kafka on the
@@ -35,6 +36,7 @@ macro_rules! tests {
 
 tests! { one_process:
     a_shop_from_its_first_order_to_the_loss_of_a_database {
+        answers::a_key_is_its_users_own
         orders::one_of_a_hundred_buyers_gets_the_last_item_ten_times_over
         orders::an_order_is_placed_once_for_each_key_at_the_shops_price
         orders::a_customer_is_told_once_what_becomes_of_an_order
