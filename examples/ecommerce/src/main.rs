@@ -35,6 +35,10 @@ use clap::{Parser, Subcommand};
 use order::Way;
 use std::{process::ExitCode, sync::Arc};
 
+/// A sixth less work for the processor than with the system's allocator, under the load run.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 type Error = Box<dyn std::error::Error + Send + Sync>;
 type Result<T, E = Error> = std::result::Result<T, E>;
 

@@ -42,7 +42,7 @@ pub const NAME: &str = "order";
 /// Of its port.
 pub const OFFSET: u16 = 2;
 /// How long after the death of a process another one takes over its orders.
-const LEASE: Duration = Duration::from_secs(2);
+const LEASE: Duration = Duration::from_secs(5);
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS orders (
