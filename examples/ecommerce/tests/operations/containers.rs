@@ -213,9 +213,12 @@ async fn the_program_knows_every_argument_and_variable_that_its_containers_are_g
             let given: BTreeSet<_> = environment.keys().cloned().collect();
             assert!(given.is_subset(&known), "{name} does not know {:?}", given.difference(&known));
             // Whatever has a default that is good for one machine only has to be given.
-            let needed = known.iter().filter(|it| {
-                it.ends_with("_URL") && *it != "JWKS_URL" || ["LISTEN", "KAFKA_BROKERS"].contains(&it.as_str())
-            });
+            let is_needed = |it: &&String| match it.as_str() {
+                "LISTEN" | "KAFKA_BROKERS" => true,
+                "JWKS_URL" | "ZIPKIN_URL" => false,
+                other => other.ends_with("_URL"),
+            };
+            let needed = known.iter().filter(is_needed);
             let needed: BTreeSet<_> = needed.cloned().collect();
             assert!(needed.is_subset(&given), "{name} is not given {:?}", needed.difference(&given));
         }
