@@ -488,7 +488,9 @@ async fn poison_is_parked(poison: Duration) {
     println!("{OTHERS} sagas beside the poison: {:?}", counted(outcomes.iter().map(kind_of)));
     println!("the poison was parked after {:.1?} and {died} dead workers", began.elapsed());
     assert!(matches!(&outcome, Outcome::Parked(why) if why.step.is_none()), "{outcome:?}");
-    assert_eq!(died, 3);
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Completed(_))), "it took others with it");
+    // Three in a row: its other branch may have made progress after the first one.
+    assert!((3..=4).contains(&died), "{died} workers died");
 
     // Those who are left live on.
     let workers = [fleet.pid(0).await, fleet.pid(1).await];

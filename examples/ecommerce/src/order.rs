@@ -43,6 +43,8 @@ pub const NAME: &str = "order";
 pub const OFFSET: u16 = 2;
 /// How long after the death of a process another one takes over its orders.
 const LEASE: Duration = Duration::from_secs(5);
+/// How long an order that waits for an answer stays in memory. When all have to wait, to put them away and to fetch them again would make them wait longer.
+const HOLD: Duration = Duration::from_secs(10);
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS orders (
@@ -119,7 +121,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>, others: Others, way: W
         .transport(NAME, kafka)
         .register::<OrderSaga>(shop.clone())?
         .register::<OrderSagaOverKafka>(shop)?
-        .configure(|config| config.lease = LEASE)
+        .configure(|config| (config.lease, config.hold) = (LEASE, HOLD))
         .start()
         .await?;
     let sagas = OrderSagas { over_http: engine.sagas(), over_kafka: engine.sagas(), new_ones: way };

@@ -69,7 +69,7 @@ pub(crate) struct Drive {
     awaited: Vec<Awaited>,
     ended: watch::Sender<Option<Ended>>,
     _place: Place,
-    /// Held by a suspect until it has made progress.
+    /// Held by a saga that was lost until it has made progress: a share of it, or, by a suspect, all of it.
     quarantine: Option<OwnedSemaphorePermit>,
 }
 
@@ -97,6 +97,8 @@ struct Awaited {
     until: Millis,
 }
 
+/// All shares of the quarantine.
+pub(crate) const QUARANTINE: u32 = 1 << 20;
 /// A saga that was lost with so many workers in a row may be what kills them.
 const SUSPECT: u32 = 2;
 /// When a suspect that finds the quarantine taken is looked at again.
@@ -149,9 +151,14 @@ impl Drive {
         drive
     }
 
+    /// Whether it was lost with its last worker, and has made no progress since.
+    pub(crate) fn was_lost(&self) -> bool {
+        self.state.lapses_without_progress() > 0 && self.state.status() != Status::Parked
+    }
+
     /// Suspects run one at a time in a process, so that one which kills its worker takes no other with it into the count.
     pub(crate) fn is_suspect(&self) -> bool {
-        self.state.lapses_without_progress() >= SUSPECT && self.state.status() != Status::Parked
+        self.was_lost() && self.state.lapses_without_progress() >= SUSPECT
     }
 
     pub(crate) fn quarantined(mut self, quarantine: OwnedSemaphorePermit) -> Self {

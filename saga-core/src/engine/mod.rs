@@ -187,7 +187,7 @@ impl EngineBuilder {
             in_memory: Mutex::default(),
             slots: Arc::new(Semaphore::new(self.config.sagas)),
             attempts: Semaphore::new(self.config.attempts),
-            quarantine: Arc::new(Semaphore::new(1)),
+            quarantine: Arc::new(Semaphore::new(drive::QUARANTINE as usize)),
             outcomes: Outcomes::default(),
             tracing: Tracing::default(),
             metrics: Metrics::new(),

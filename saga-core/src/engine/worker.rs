@@ -3,7 +3,12 @@
 //! Four loops, each of one shape: wait for a hint or the time to poll, ask the store, hand on what it says. None of them
 //! ends because the store fails.
 
-use super::{Place, Shared, drive::Drive, journal, lease::Lease};
+use super::{
+    Place, Shared,
+    drive::{Drive, QUARANTINE},
+    journal,
+    lease::Lease,
+};
 use crate::{
     WorkerId,
     machine::{Event, Status},
@@ -102,8 +107,8 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
             Ok(claimed) => {
                 let more = claimed.len() == room.len();
                 let claimed = claimed.into_iter().zip(room.drain(..));
-                let suspects = claimed.filter_map(|(record, slot)| run(&shared, &lease, record, slot)).collect();
-                isolate(&shared, suspects).await;
+                let lost = claimed.filter_map(|(record, slot)| run(&shared, &lease, record, slot)).collect();
+                isolate(&shared, lost).await;
                 if more {
                     continue;
                 }
@@ -136,7 +141,7 @@ async fn room(shared: &Shared) -> Vec<OwnedSemaphorePermit> {
     room
 }
 
-/// Runs a claimed saga, but not one that may be what kills its workers: that is answered.
+/// Runs a claimed saga, but not one that was lost with its last worker: that is answered.
 fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphorePermit) -> Option<Drive> {
     let definition = DefinitionId { name: record.name.clone(), version: record.version };
     let Some(process) = shared.processes.get(&definition) else {
@@ -149,7 +154,7 @@ fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphore
     match journal::decode(&record.journal) {
         Ok(events) => {
             let drive = Drive::new(process.clone(), lease.clone(), record, &events, mailbox, ended, place);
-            if drive.is_suspect() {
+            if drive.was_lost() {
                 return Some(drive);
             }
             shared.spawn_drive(drive.run());
@@ -159,14 +164,20 @@ fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphore
     None
 }
 
-/// Of the suspects one runs at a time in a process, and alone: the others are put back before it begins, so that they are not lost with it.
-async fn isolate(shared: &Shared, mut suspects: Vec<Drive>) {
-    let quarantine = shared.quarantine.clone().try_acquire_owned().ok();
-    let chosen = quarantine.and_then(|quarantine| Some(suspects.pop()?.quarantined(quarantine)));
-    join_all(suspects.into_iter().map(Drive::put_back)).await;
-    if let Some(chosen) = chosen {
-        shared.spawn_drive(chosen.run());
+/// Of the suspects one runs at a time in a process, and no other saga beside it that was lost: the others are put back before it begins, so that they are not lost with it.
+async fn isolate(shared: &Shared, lost: Vec<Drive>) {
+    let (suspects, lost_once): (Vec<Drive>, Vec<Drive>) = lost.into_iter().partition(Drive::is_suspect);
+    let (mut running, mut put_back) = (vec![], vec![]);
+    for (drive, share) in
+        lost_once.into_iter().map(|drive| (drive, 1)).chain(suspects.into_iter().map(|drive| (drive, QUARANTINE)))
+    {
+        match shared.quarantine.clone().try_acquire_many_owned(share) {
+            Ok(permit) => running.push(drive.quarantined(permit)),
+            Err(_) => put_back.push(drive.put_back()),
+        }
     }
+    join_all(put_back).await;
+    running.into_iter().for_each(|drive| shared.spawn_drive(drive.run()));
 }
 
 /// What happened to the saga is not known here, so nothing can be decided about it: its row is marked, its journal is left as it is. A person
