@@ -14,11 +14,14 @@ use sqlx::{AssertSqlSafe, PgPool};
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
-use tokio::{sync::Barrier, time::timeout};
+use tokio::{
+    sync::{Barrier, Notify},
+    time::timeout,
+};
 
 #[tokio::test]
 async fn a_command_that_comes_again_is_answered_again_and_not_done_again() {
@@ -321,6 +324,38 @@ async fn batches_in_each_others_way_do_not_wait_until_their_deadlock_is_found() 
     assert_eq!([here.unwrap(), there.unwrap()], [vec![undone(); 2], vec![undone(); 2]]);
     assert_eq!(world.count("SELECT sum(free)::bigint FROM {schema}.stock").await, -4);
     postgres.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_that_is_impatient_does_not_make_a_no_of_it() {
+    let world = World::start().await;
+    world.sql("CREATE TABLE {schema}.stock (free int); INSERT INTO {schema}.stock VALUES (0)").await;
+    let mut other = world.pool.begin().await.unwrap();
+    let take = format!("UPDATE {}.stock SET free = free - 1", world.schema);
+    sqlx::raw_sql(AssertSqlSafe(take.clone())).execute(&mut *other).await.unwrap();
+    let tries = Arc::new(AtomicU32::new(0));
+    let (counted, again) = (tries.clone(), Arc::new(Notify::new()));
+    let told = again.clone();
+    let no = world.job(&id(), Op::Do, "taken", move |tx, _| {
+        let (take, counted, told) = (take.clone(), counted.clone(), told.clone());
+        Box::pin(async move {
+            if counted.fetch_add(1, Ordering::Relaxed) == 1 {
+                told.notify_one();
+            }
+            sqlx::raw_sql(AssertSqlSafe(take)).execute(tx).await.map_err(StepError::fail)?;
+            Ok(Encoded::null())
+        })
+    });
+    let batch = [world.done(&id(), "before"), no];
+    let release = async {
+        // Once the batch has given up, and it runs by itself.
+        again.notified().await;
+        other.commit().await.unwrap();
+    };
+    let both = async { tokio::join!(world.inbox.handle(&batch), release) };
+    let (answers, ()) = timeout(LONG, both).await.unwrap();
+    assert_eq!(answers.unwrap(), [success("before"), undone()]);
+    assert_eq!(tries.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test]

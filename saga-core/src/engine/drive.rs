@@ -69,8 +69,8 @@ pub(crate) struct Drive {
     awaited: Vec<Awaited>,
     ended: watch::Sender<Option<Ended>>,
     _place: Place,
-    /// Held by a saga that was lost until it has made progress: a share of it, or, by a suspect, all of it.
-    quarantine: Option<OwnedSemaphorePermit>,
+    /// Held by a saga that was lost, until it has made progress or has run for as long as a lease without harm: a share of it, or, by a suspect, all of it.
+    quarantine: Option<(OwnedSemaphorePermit, Instant)>,
 }
 
 /// How what was under way ended.
@@ -162,7 +162,7 @@ impl Drive {
     }
 
     pub(crate) fn quarantined(mut self, quarantine: OwnedSemaphorePermit) -> Self {
-        self.quarantine = Some(quarantine);
+        self.quarantine = Some((quarantine, Instant::now() + self.shared.config.lease));
         self
     }
 
@@ -203,6 +203,7 @@ impl Drive {
             }
             // While an append is under way nothing can start: its answer is what to wait for.
             let timer = if writing.is_none() { self.timer() } else { None };
+            let harmless = self.quarantine.as_ref().map(|(_, until)| *until);
             tokio::select! {
                 biased;
                 // First, since nobody looks behind a branch that is ready every time.
@@ -222,6 +223,7 @@ impl Drive {
                 Some((step, ended)) = self.attempts.next(), if !self.attempts.is_empty() => self.attempt_ended(step, ended),
                 Some(mail) = self.mailbox.recv() => self.open(mail),
                 () = wait_until(timer), if timer.is_some() => {}
+                () = wait_until(harmless), if harmless.is_some() => self.quarantine = None,
                 () = &mut draining => {}
                 () = &mut grace_over => self.abandon_attempts(),
             }

@@ -197,7 +197,7 @@ impl PgInbox {
                 savepoint.map_err(|error| trouble(&error))?;
                 at_savepoint = true;
             }
-            match work(&mut tx, job, kept).await? {
+            match work(&mut tx, job, kept, jobs.len() == 1).await? {
                 Worth::Keeping(answer) => {
                     entry.keep(job.op, &answer);
                     answers.push(answer);
@@ -263,7 +263,12 @@ enum Worth {
 }
 
 /// Does a job's work, and leaves the transaction at a new savepoint.
-async fn work(tx: &mut PgConnection, job: &Job<PgConnection>, kept: Option<Encoded>) -> Result<Worth, Trouble> {
+async fn work(
+    tx: &mut PgConnection,
+    job: &Job<PgConnection>,
+    kept: Option<Encoded>,
+    alone: bool,
+) -> Result<Worth, Trouble> {
     match job.work(tx, kept).await {
         Worked::Broke(reason) => Err(Trouble::Broke(reason)),
         Worked::Returned(Ok(reply)) => match released(tx).await? {
@@ -277,8 +282,8 @@ async fn work(tx: &mut PgConnection, job: &Job<PgConnection>, kept: Option<Encod
             roll_back(tx).await?;
             let class = error.class().unwrap_or(Class::Unknown);
             let answer = Answer::refusal(class, error.to_string());
-            // A `fail` is its author's word, whatever it came from.
-            match class != Class::Fail && is_contention(&error) {
+            // A `fail` is its author's word, whatever it came from; but in a batch it may come from our own impatience.
+            match (class != Class::Fail || !alone) && is_contention(&error) {
                 true => Ok(Worth::AnotherTry(answer)),
                 false => Ok(Worth::Keeping(answer)),
             }
