@@ -421,9 +421,9 @@ mod owner {
             let owner = Owner::start(&[(KEPT, &kept)])?;
             std::thread::sleep(Duration::from_millis(milliseconds));
             owner.end(Signal::KILL)?;
-            std::thread::sleep(Duration::from_secs(2)); // for initdb to undo its work
-            let next = Owner::start(&[(KEPT, &kept), (ENDS, Path::new("yes"))])?.server();
-            assert!(next.is_ok(), "killed after {milliseconds} ms");
+            // Once initdb has undone its work.
+            let used_again = || Owner::start(&[(KEPT, &kept), (ENDS, Path::new("yes"))])?.server();
+            assert!(soon(|| used_again().is_ok()), "killed after {milliseconds} ms");
         }
         Ok(())
     }

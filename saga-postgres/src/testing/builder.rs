@@ -24,7 +24,7 @@ pub struct Builder {
 
 impl Builder {
     /// Where the data lives. A directory given here is made if it does not exist, *kept* when the server stops, and
-    /// used again at the next start. It must be empty or a data directory of the same major version of Postgres.
+    /// used again at the next start. It must be on a file system that takes a Unix socket (else say `.setting("unix_socket_directories", "")`), and empty or a data directory of the same major version of Postgres.
     /// When this process is root, an empty one is given to the user the server runs as.
     ///
     /// Defaults to a new temporary directory that is removed with the server.
@@ -43,8 +43,8 @@ impl Builder {
 
     /// A server setting, as in `postgresql.conf`. Of two values for one name, the later wins.
     ///
-    /// Defaults: `max_connections` 200, `listen_addresses` 127.0.0.1, no Unix socket; everything else, durability
-    /// included (`fsync` and `synchronous_commit` are on), as Postgres has it.
+    /// Defaults: `max_connections` 200, `listen_addresses` 127.0.0.1, a Unix socket in the data directory; everything else,
+    /// durability included (`fsync` and `synchronous_commit` are on), as Postgres has it.
     pub fn setting(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.push((name.into(), value.into()));
         self

@@ -23,12 +23,14 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a port that must be had may stay in use.
 const PORT_PATIENCE: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(20);
+/// A socket's path has 103 bytes on every Unix, and its name up to 15 of them.
+const LONGEST_SOCKET_DIRECTORY: usize = 103 - "/.s.PGSQL.65535".len();
 
 /// What the server listens on and how it is tuned; a user's settings come after these and win.
 /// Durability stays at the server's defaults.
 const SETTINGS: [(&str, &str); 3] = [
     ("listen_addresses", "127.0.0.1"),
-    ("unix_socket_directories", ""), // a socket's path must be short, a temporary directory's need not be
+    ("unix_socket_directories", "."), // the data directory
     ("max_connections", "200"),
 ];
 
@@ -93,15 +95,23 @@ impl Cluster {
         &self.data_dir
     }
 
+    /// The directory of its Unix socket, unless it is somewhere else, or too far away for a client.
+    pub(super) fn socket(&self) -> Option<&Path> {
+        let moved = self.settings[SETTINGS.len()..].iter().any(|(name, _)| name == "unix_socket_directories");
+        (!moved && self.data_dir.as_os_str().len() <= LONGEST_SOCKET_DIRECTORY).then_some(&self.data_dir)
+    }
+
     pub(super) fn port(&self) -> u16 {
         self.port.unwrap_or_default()
     }
 
-    async fn initdb(&self) -> Result<(), StartError> {
+    async fn initdb(&mut self) -> Result<(), StartError> {
         let mut output = tempfile::tempfile().map_err(StartError::io("make a temporary file"))?;
         let mut command = self.command(&self.binaries.initdb, &output)?;
         command.args(["-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync", "-U", "postgres"]);
-        let status = Process::spawn(&mut command)?.ended().await?;
+        let mut initdb = Process::spawn(&mut command)?;
+        self.keeper.wait_for(initdb.id())?;
+        let status = initdb.ended().await?;
         if status.success() {
             return Ok(());
         }

@@ -1,5 +1,6 @@
 //! Sees to it that a private server does not outlive this process.
 
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -46,6 +47,12 @@ impl Keeper {
     /// Puts the command into the keeper's care from its first instruction on.
     pub(super) fn adopt(&self, command: &mut Command) {
         command.process_group(Pid::from_child(&self.shell).as_raw_nonzero().get());
+    }
+
+    /// Lets the process that makes the data directory undo its work, if this process ends meanwhile: it holds no lock file to wait for.
+    pub(super) fn wait_for(&mut self, initdb: u32) -> Result<(), StartError> {
+        let Some(pipe) = &mut self.shell.stdin else { return Ok(()) };
+        writeln!(pipe, "{initdb}").map_err(StartError::io("write to the keeper of a test server"))
     }
 }
 

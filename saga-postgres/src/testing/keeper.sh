@@ -4,18 +4,25 @@
 #   $2  "remove" if the data directory is to be removed, else "keep"
 #
 # Standard input is a pipe. Its other end lives in the owner and in nobody else, so it ends exactly when
-# the owner does, by return, panic, Ctrl-C or SIGKILL. The server and initdb were put into this shell's
+# the owner does, by return, panic, Ctrl-C or SIGKILL. What the owner writes is the number of the process
+# that makes the data directory. The server and initdb were put into this shell's
 # own process group when they were spawned: group 0 below is "they and I", and nobody else.
 
 data_dir=$1
 trap '' HUP INT QUIT TERM
 
-while read -r _; do :; done
+initdb=
+while read -r line; do initdb=$line; done
 
-# Waits until the server has taken its lock file away, at most $1 tenths of a second.
+# Whether the server has its lock file, or initdb is at work.
+busy() {
+    [ -e "$data_dir/postmaster.pid" ] || { [ -n "$initdb" ] && kill -0 "$initdb" 2>/dev/null; }
+}
+
+# Waits until the server has taken its lock file away and initdb has ended, at most $1 tenths of a second.
 settle() {
     tenths=$1
-    while [ -e "$data_dir/postmaster.pid" ] && [ "$tenths" -gt 0 ]; do
+    while busy && [ "$tenths" -gt 0 ]; do
         sleep 0.1
         tenths=$((tenths - 1))
     done
@@ -33,8 +40,6 @@ if [ "$2" = remove ]; then
         sleep 0.1
         tries=$((tries - 1))
     done
-else
-    sleep 1     # an initdb that undoes its work holds no lock file to wait for
 fi
 
 kill -KILL 0    # whatever is left of the group, this shell included

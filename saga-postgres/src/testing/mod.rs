@@ -24,7 +24,7 @@
 //!
 //! With `DATABASE_URL` set, [`shared`] and [`Postgres::start`] use that server. Otherwise, and always with
 //! [`Postgres::private`], a server is started from the `initdb` and `postgres` in PATH, else from the highest version
-//! where packages put it. That takes about half a second. It listens on 127.0.0.1 only, trusts everyone there, and is
+//! where packages put it. That takes about half a second. It listens on 127.0.0.1 and on a Unix socket only, trusts everyone there, and is
 //! as durable as any Postgres, so what is measured on it is true. Nothing is downloaded. Root may use it: the server
 //! then runs as user `postgres`, else `nobody`.
 //!
@@ -185,6 +185,17 @@ impl Postgres {
     /// How to connect to another database of this server. Does not create it.
     pub fn url_for(&self, database: &str) -> String {
         url::with_database(&self.server_url, database)
+    }
+
+    /// As [`url_for`](Self::url_for), but through the Unix socket of a private server, which costs both sides less than TCP.
+    pub fn socket_url_for(&self, database: &str) -> String {
+        let url = self.url_for(database);
+        match &self.home {
+            Home::Private { cluster, .. } => {
+                cluster.socket().map_or(url.clone(), |socket| url::with_socket(&url, socket))
+            }
+            Home::Guest(_) => url,
+        }
     }
 
     /// Creates a database unless it exists. On a server that is not private it stays there: it is yours to drop.

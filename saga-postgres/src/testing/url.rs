@@ -1,5 +1,7 @@
 //! Connection URLs that differ in their database.
 
+use std::{os::unix::ffi::OsStrExt, path::Path};
+
 /// The same server, user and options, another database.
 pub(super) fn with_database(url: &str, database: &str) -> String {
     let (base, query) = url.split_once('?').unwrap_or((url, ""));
@@ -11,9 +13,16 @@ pub(super) fn with_database(url: &str, database: &str) -> String {
     format!("{}/{}{mark}{}", &base[..end], percent_encoded(database), options.join("&"))
 }
 
-fn percent_encoded(name: &str) -> String {
-    name.bytes()
-        .map(|byte| match byte {
+/// The same, through the Unix socket in a directory.
+pub(super) fn with_socket(url: &str, directory: &Path) -> String {
+    let mark = if url.contains('?') { '&' } else { '?' };
+    format!("{url}{mark}host={}", percent_encoded(directory.as_os_str().as_bytes()))
+}
+
+fn percent_encoded(name: impl AsRef<[u8]>) -> String {
+    name.as_ref()
+        .iter()
+        .map(|&byte| match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
             _ => format!("%{byte:02X}"),
         })
@@ -22,7 +31,9 @@ fn percent_encoded(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::with_database;
+    use super::{with_database, with_socket};
+    use sqlx::postgres::PgConnectOptions;
+    use std::path::Path;
 
     #[test]
     fn only_the_database_changes() {
@@ -31,6 +42,14 @@ mod tests {
         assert_eq!(changed("postgres://u@host"), "postgres://u@host/new");
         assert_eq!(changed("postgres://host/old?sslmode=disable"), "postgres://host/new?sslmode=disable");
         assert_eq!(changed("postgres://host/?dbname=old&a=b"), "postgres://host/new?a=b");
+    }
+
+    #[test]
+    fn a_socket_wins_over_the_host() {
+        let url = with_socket("postgres://postgres@127.0.0.1:1/shop", Path::new("/tmp/a b"));
+        assert_eq!(url, "postgres://postgres@127.0.0.1:1/shop?host=%2Ftmp%2Fa%20b");
+        let options: PgConnectOptions = url.parse().unwrap();
+        assert_eq!(options.get_socket().map(|socket| socket.as_path()), Some(Path::new("/tmp/a b")));
     }
 
     #[test]
