@@ -2,7 +2,8 @@ use crate::{
     SagaId, WorkerId,
     machine::Status,
     store::{
-        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError, Then,
+        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Start, Started, Store, StoreError,
+        Then,
     },
 };
 use async_trait::async_trait;
@@ -195,24 +196,27 @@ impl Store for MemoryStore {
         &self,
         worker: WorkerId,
         definitions: &[DefinitionId],
+        ripe: Ripe,
         limit: usize,
     ) -> Result<Vec<Record>, StoreError> {
         let (mut inner, now) = (self.lock(), Instant::now());
-        let mut ripe: Vec<(Option<Instant>, SagaId)> = vec![];
+        let mut found: Vec<(Option<Instant>, SagaId)> = vec![];
         for (&saga, row) in &inner.sagas {
             let known =
                 definitions.iter().any(|known| known.name == row.record.name && known.version == row.record.version);
             if row.owner.is_some() || row.record.status.is_final() || !known {
                 continue;
             }
-            match row.due {
-                _ if inner.unread(saga).next().is_some() => ripe.push((None, saga)),
-                Some(due) if due <= now => ripe.push((Some(due), saga)),
-                _ => {}
+            let is_ripe = match ripe {
+                Ripe::Mailed => inner.unread(saga).next().is_some(),
+                Ripe::Due => row.due.is_some_and(|due| due <= now),
+            };
+            if is_ripe {
+                found.push((row.due, saga));
             }
         }
-        ripe.sort_unstable();
-        let claimed = ripe.iter().take(limit).filter_map(|(_, saga)| {
+        found.sort_unstable();
+        let claimed = found.iter().take(limit).filter_map(|(_, saga)| {
             let row = inner.sagas.get_mut(saga)?;
             row.owner = Some(worker);
             row.due = None;

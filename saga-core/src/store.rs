@@ -164,6 +164,15 @@ pub enum Hint {
     Ended,
 }
 
+/// What makes a saga one to be claimed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ripe {
+    /// It has unread mail.
+    Mailed,
+    /// It is due.
+    Due,
+}
+
 /// Why a store did not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
@@ -220,12 +229,12 @@ pub trait Store: Send + Sync + 'static {
     /// Appends to journals, as the owner `worker`. Answers one by one, in the batch's order; a saga occurs once in a batch.
     async fn append(&self, worker: WorkerId, batch: &[Append]) -> Result<Vec<Appended>, StoreError>;
 
-    /// Takes up to `limit` unowned sagas of these definitions that have unread mail or are due, and reads them: those with mail first, then
-    /// those that have been due longest.
+    /// Takes up to `limit` unowned sagas of these definitions that are `ripe`, and reads them: of the due ones those that have been due longest.
     async fn claim(
         &self,
         worker: WorkerId,
         definitions: &[DefinitionId],
+        ripe: Ripe,
         limit: usize,
     ) -> Result<Vec<Record>, StoreError>;
 
@@ -257,7 +266,7 @@ pub trait Store: Send + Sync + 'static {
     /// Definitions with due sagas that no living worker has registered.
     async fn unclaimable(&self) -> Result<Vec<DefinitionId>, StoreError>;
 
-    /// Tells all processes on this store. Does not wait, and may be coalesced.
+    /// Tells all processes on this store. Does not wait, and may be coalesced. It may be called anywhere, also outside of a runtime.
     fn hint(&self, hint: Hint);
 
     /// Hints of all processes on this store, this one included.

@@ -7,7 +7,9 @@ use common::{Order, Script, World, engine, until};
 use saga_core::{
     Engine, MemoryStore, Outcome, SagaId, WorkerId,
     machine::Status,
-    store::{Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError},
+    store::{
+        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Start, Started, Store, StoreError,
+    },
 };
 use std::{
     sync::{
@@ -64,7 +66,7 @@ over_the_wire! {
     sweep(limit: usize) -> usize;
     start(batch: &[Start]) -> Vec<Started>;
     append(worker: WorkerId, batch: &[Append]) -> Vec<Appended>;
-    claim(worker: WorkerId, definitions: &[DefinitionId], limit: usize) -> Vec<Record>;
+    claim(worker: WorkerId, definitions: &[DefinitionId], ripe: Ripe, limit: usize) -> Vec<Record>;
     owned(worker: WorkerId) -> Vec<(SagaId, i64)>;
     disown(worker: WorkerId, sagas: &[(SagaId, i64)]) -> ();
     post(batch: &[Mail]) -> Vec<Posted>;

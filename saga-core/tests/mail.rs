@@ -3,8 +3,13 @@
 mod common;
 
 use common::{Order, Script, World, engine, until};
-use saga_core::{Error, MemoryStore, Outcome, machine::Status};
+use saga_core::{
+    CompensationCx, Cx, Engine, Error, MemoryStore, Out, Outcome, Retry, Saga, SagaBuilder, StepError,
+    machine::Status,
+    store::{Hint, Mail, Posted, Store},
+};
 use std::{sync::Arc, time::Duration};
+use tokio::time::sleep;
 
 #[tokio::test(start_paused = true)]
 async fn a_cancel_before_the_pivot_rolls_back_what_was_done_and_what_is_under_way() {
@@ -74,6 +79,80 @@ async fn a_saga_that_waits_for_a_retry_in_the_store_hears_a_cancel() {
     engine.sagas::<Order>().cancel(order.id(), "no").await.unwrap();
     assert!(matches!(order.outcome().await.unwrap(), Outcome::RolledBack(why) if why.reason == "no"));
     assert!(!world.log().contains(&"release".into()), "nothing had happened");
+}
+
+/// Waits for an hour, or takes a tenth of a second.
+struct Errand;
+
+impl Saga for Errand {
+    const NAME: &'static str = "errand";
+    const VERSION: u32 = 1;
+    type Input = bool;
+    type Output = ();
+    type Deps = ();
+
+    fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, ()> {
+        let in_an_hour = Retry::exponential(Duration::from_secs(3600)).forever();
+        saga.compensatable("run").retry(in_an_hour).run(run).compensate(back)
+    }
+}
+
+async fn run(_: Cx<()>, waits: bool) -> Result<(), StepError> {
+    if waits {
+        return Err(StepError::retry("not yet"));
+    }
+    sleep(Duration::from_millis(100)).await;
+    Ok(())
+}
+
+async fn back(_: CompensationCx<()>, _: bool, _: Option<()>) -> Result<(), StepError> {
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saga_that_waits_in_the_store_hears_a_cancel_in_spite_of_a_backlog() {
+    let store = MemoryStore::default();
+    let builder = Engine::builder(store.clone()).register::<Errand>(Arc::new(())).unwrap();
+    let engine = builder.configure(|config| (config.sagas, config.hold) = (1, Duration::ZERO)).start().await.unwrap();
+    let errands = engine.sagas::<Errand>();
+    let waiting = errands.submit("waiting", true).await.unwrap();
+    // Until it is put back into the store.
+    sleep(Duration::from_secs(1)).await;
+    let mut backlog = vec![];
+    for n in 0..100 {
+        backlog.push(errands.submit(format!("backlog {n}"), false).await.unwrap());
+    }
+    errands.cancel(waiting.id(), "no").await.unwrap();
+    assert!(matches!(waiting.outcome().await.unwrap(), Outcome::RolledBack(why) if why.reason == "no"));
+    let last = backlog.last().unwrap();
+    assert_eq!(last.status().await.unwrap(), Status::Running, "as long as there is a backlog, nobody hears a cancel");
+    last.outcome().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn mail_without_a_hint_is_heard_at_the_next_poll_however_many_hints_of_work_there_are() {
+    let store = MemoryStore::default();
+    let builder = Engine::builder(store.clone()).register::<Errand>(Arc::new(())).unwrap();
+    let engine = builder.configure(|config| config.poll = Duration::from_millis(500)).start().await.unwrap();
+    let waiting = engine.sagas::<Errand>().submit("waiting", true).await.unwrap();
+    let hinting = tokio::spawn({
+        let store = store.clone();
+        async move {
+            loop {
+                store.hint(Hint::Work);
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    });
+    sleep(Duration::from_secs(1)).await;
+    for n in 0..5 {
+        let mail = Mail { saga: waiting.id(), message: n.to_string(), body: b"not understood".to_vec() };
+        assert_eq!(store.post(&[mail]).await.unwrap(), [Posted::Accepted]);
+        sleep(Duration::from_millis(570)).await;
+        let unread = store.read(waiting.id()).await.unwrap().unwrap().mail;
+        assert!(unread.is_empty(), "{unread:?}");
+    }
+    hinting.abort();
 }
 
 #[tokio::test(start_paused = true)]

@@ -16,6 +16,7 @@ use tokio::{
     sync::{Notify, broadcast},
     time::sleep,
 };
+use uuid::Uuid;
 
 const PAUSE: Duration = Duration::from_millis(10);
 /// The pause before listening again when the connection broke.
@@ -27,11 +28,18 @@ pub(crate) struct Hints {
     heard: broadcast::Sender<Hint>,
     unsent: AtomicU8,
     some: Notify,
+    /// A number behind the letters: what we sent we have heard already.
+    sender: String,
 }
 
 impl Hints {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { heard: broadcast::channel(64).0, unsent: AtomicU8::new(0), some: Notify::new() })
+        Arc::new(Self {
+            heard: broadcast::channel(64).0,
+            unsent: AtomicU8::new(0),
+            some: Notify::new(),
+            sender: Uuid::new_v4().as_u128().to_string(),
+        })
     }
 
     pub(crate) fn send(&self, hint: Hint) {
@@ -50,18 +58,16 @@ impl Hints {
         loop {
             self.some.notified().await;
             let unsent = self.unsent.swap(0, Ordering::AcqRel);
+            if unsent == 0 {
+                continue;
+            }
             let kinds = || KINDS.iter().filter(|(_, bits, _)| unsent & bits != 0);
             for (hint, ..) in kinds() {
                 let _ = self.heard.send(*hint);
             }
             let letters: String = kinds().map(|(.., letter)| letter).collect();
-            let sent = async {
-                let mut tx = pool.begin().await?;
-                sqlx::query("SET LOCAL synchronous_commit = off").execute(&mut *tx).await?;
-                sqlx::query(notify.clone()).bind(&channel).bind(letters).execute(&mut *tx).await?;
-                tx.commit().await
-            };
-            if let Err(error) = sent.await {
+            let payload = format!("{letters}{}", self.sender);
+            if let Err(error) = sqlx::query(notify.clone()).bind(&channel).bind(payload).execute(&pool).await {
                 tracing::debug!(%error, "no hint was sent: others will poll");
             }
             sleep(PAUSE).await;
@@ -76,8 +82,10 @@ impl Hints {
                 listener.listen(&channel).await?;
                 loop {
                     let heard = listener.recv().await?;
+                    let digits = heard.payload().find(|letter: char| letter.is_ascii_digit());
+                    let (letters, sender) = heard.payload().split_at(digits.unwrap_or(heard.payload().len()));
                     for (hint, _, letter) in KINDS {
-                        if heard.payload().contains(letter) {
+                        if sender != self.sender && letters.contains(letter) {
                             let _ = self.heard.send(hint);
                         }
                     }

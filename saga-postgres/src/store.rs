@@ -4,7 +4,8 @@ use saga_core::{
     Encoded, SagaId, WorkerId,
     machine::Status,
     store::{
-        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError, Then,
+        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Start, Started, Store, StoreError,
+        Then,
     },
     trace::TraceContext,
 };
@@ -96,7 +97,8 @@ impl PgStoreOptions {
         let hints = Hints::new();
         let channel = format!("{}_hints", self.schema);
         // Listening takes a connection for good: hints have their own.
-        let aside = PgPoolOptions::new().max_connections(2).connect_lazy_with(connect);
+        let aside =
+            PgPoolOptions::new().max_connections(2).connect_lazy_with(connect.options([("synchronous_commit", "off")]));
         let sending = tokio::spawn(hints.clone().gather(aside.clone(), queries.notify.clone(), channel.clone()));
         let listening = tokio::spawn(hints.clone().listen(aside, channel));
         let tasks = [sending.abort_handle(), listening.abort_handle()];
@@ -187,10 +189,15 @@ impl PgStore {
         self.inner.queries.all().into_iter().map(|(name, sql)| (name, sql.as_str().to_owned())).collect()
     }
 
-    /// Tells all processes at once that there may be work and mail, after a transaction that started or cancelled a saga has committed. They
-    /// find it by themselves, a little later.
+    /// Tells all processes at once that there may be work, after a transaction that started a saga has committed. They find it by
+    /// themselves, a little later.
     pub fn wake(&self) {
         self.hint(Hint::Work);
+    }
+
+    /// Tells all processes at once that there may be mail, after a transaction that cancelled a saga has committed. They find it by
+    /// themselves, a little later.
+    pub fn wake_cancelled(&self) {
         self.hint(Hint::Mail);
     }
 
@@ -467,17 +474,16 @@ impl Store for PgStore {
         &self,
         worker: WorkerId,
         definitions: &[DefinitionId],
+        ripe: Ripe,
         limit: usize,
     ) -> Result<Vec<Record>, StoreError> {
         let (names, versions) = unzipped(definitions)?;
-        let mut claimed = vec![];
-        for sql in [&self.queries().claim_mailed, &self.queries().claim_due] {
-            let room = limit - claimed.len();
-            if room > 0 {
-                let sql = sqlx::query(sql.clone()).bind(worker.as_uuid()).bind(&names).bind(&versions);
-                claimed.extend(self.rows(sql.bind(count(room))).await?);
-            }
-        }
+        let sql = match ripe {
+            Ripe::Mailed => &self.queries().claim_mailed,
+            Ripe::Due => &self.queries().claim_due,
+        };
+        let sql = sqlx::query(sql.clone()).bind(worker.as_uuid()).bind(&names).bind(&versions);
+        let claimed = self.rows(sql.bind(count(limit))).await?;
         self.records(claimed).await
     }
 

@@ -38,7 +38,8 @@ pub trait InTransaction<S: Saga> {
         input: S::Input,
     ) -> Result<Started<S>, Error>;
 
-    /// [`Sagas::cancel`], in a transaction. It holds up nobody, however long the transaction stays open.
+    /// [`Sagas::cancel`], in a transaction. It holds up nobody, however long the transaction stays open. Call [`PgStore::wake_cancelled`] after the commit, or the saga hears of it at the next
+    /// poll.
     ///
     /// # Errors
     /// As [`Sagas::cancel`].

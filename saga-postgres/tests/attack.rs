@@ -7,7 +7,7 @@ mod common;
 use common::{Order, Setup, definition, entry, fresh, start};
 use saga_core::{
     Engine, Outcome, WorkerId,
-    store::{Append, Appended, Mail, Store, StoreError, Then},
+    store::{Appended, Store, StoreError},
 };
 use saga_postgres::{PgStore, testing};
 use sqlx::AssertSqlSafe;
@@ -105,26 +105,4 @@ async fn a_store_with_one_connection_works() {
     sleep(SECOND).await;
     store.migrate().await.unwrap();
     start(&store, "k", None).await;
-}
-
-#[tokio::test]
-async fn mail_to_waiting_sagas_is_heard_in_spite_of_a_backlog() {
-    let Setup { store, .. } = fresh(|_, sql| sql).await;
-    let worker = WorkerId::generate();
-    store.join(worker, LEASE, &[definition()]).await.unwrap();
-    let waiting = start(&store, "waiting", Some(worker)).await;
-    let release = Append { then: Then::Release { due_in: None }, ..entry(waiting, 1, 1) };
-    assert_eq!(store.append(worker, &[release]).await.unwrap(), [Appended::Written]);
-    store.post(&[Mail { saga: waiting, message: "m".into(), body: b"{}".to_vec() }]).await.unwrap();
-    for n in 0..50 {
-        start(&store, &format!("backlog {n}"), None).await;
-    }
-    for _ in 0..10 {
-        // One slot after the other becomes free, as in a process that is full.
-        let claimed = store.claim(worker, &[definition()], 1).await.unwrap();
-        if claimed.iter().any(|record| record.saga == waiting) {
-            return;
-        }
-    }
-    panic!("as long as there is a backlog, nobody hears a cancel or an operator");
 }

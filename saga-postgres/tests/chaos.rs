@@ -348,7 +348,7 @@ async fn an_open_transaction_with_a_cancel_in_it_delays_no_other_saga() {
     };
     let (events, pairs) = tokio::join!(transaction, time_pairs(&disturbed, &undisturbed, OPEN));
     let committed = Instant::now();
-    store.wake();
+    store.wake_cancelled();
     let outcome = waiting.outcome().await.unwrap();
     assert!(matches!(&outcome, Outcome::RolledBack(why) if why.to_string() == "changed my mind"), "{outcome:?}");
 

@@ -4,7 +4,7 @@
 //! started. One append is under way at a time, and what happens meanwhile goes into the next.
 
 use super::{
-    Place, Shared,
+    Mailbox, Place, Shared,
     attempt::{Attempt, Limits},
     journal,
     lease::Lease,
@@ -23,7 +23,7 @@ use opentelemetry::{Context, StringValue, context::FutureExt as _};
 use serde::{Deserialize, Serialize};
 use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
 use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc, oneshot, watch},
+    sync::{OwnedSemaphorePermit, oneshot, watch},
     time::{Instant, sleep_until},
 };
 
@@ -62,7 +62,7 @@ pub(crate) struct Drive {
     read: Vec<String>,
     /// The messages that were opened, so that the next poll brings them in vain.
     opened: HashSet<String>,
-    mailbox: mpsc::UnboundedReceiver<Mail>,
+    mailbox: Mailbox,
     under_way: Vec<StepIndex>,
     attempts: FuturesUnordered<BoxFuture<'static, (StepIndex, Attempted)>>,
     /// Commands that were published and have no reply yet.
@@ -112,7 +112,7 @@ impl Drive {
         lease: Lease,
         record: Record,
         events: &[Event],
-        mailbox: mpsc::UnboundedReceiver<Mail>,
+        mailbox: Mailbox,
         ended: watch::Sender<Option<Ended>>,
         place: Place,
     ) -> Self {
@@ -203,6 +203,8 @@ impl Drive {
             }
             // While an append is under way nothing can start: its answer is what to wait for.
             let timer = if writing.is_none() { self.timer() } else { None };
+            // What comes now is left for whoever claims the saga.
+            let is_released = writing.as_ref().is_some_and(|(append, _)| append.then != Then::Keep);
             let harmless = self.quarantine.as_ref().map(|(_, until)| *until);
             tokio::select! {
                 biased;
@@ -221,7 +223,7 @@ impl Drive {
                     }
                 }
                 Some((step, ended)) = self.attempts.next(), if !self.attempts.is_empty() => self.attempt_ended(step, ended),
-                Some(mail) = self.mailbox.recv() => self.open(mail),
+                Some(mail) = self.mailbox.recv(), if !is_released => self.open(mail),
                 () = wait_until(timer), if timer.is_some() => {}
                 () = wait_until(harmless), if harmless.is_some() => self.quarantine = None,
                 () = &mut draining => {}

@@ -97,8 +97,7 @@ impl Receiver for Replies {
                 }
             };
             match posted {
-                Posted::Accepted if self.shared.is_in_memory(mail.saga) => self.shared.deliver(mail),
-                Posted::Accepted => for_others = true,
+                Posted::Accepted => for_others |= !self.shared.deliver(mail),
                 Posted::Ended => {
                     tracing::debug!(saga = %mail.saga, reply = mail.message, "a reply to a saga that has ended")
                 }

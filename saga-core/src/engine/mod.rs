@@ -32,7 +32,7 @@ use outcomes::Outcomes;
 use sagas::Ended;
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 use tokio::{
@@ -193,6 +193,7 @@ impl EngineBuilder {
             metrics: Metrics::new(),
             messages: self.messages,
             work: Notify::new(),
+            mailed: AtomicBool::new(true),
             mail: Notify::new(),
             config: self.config,
             drives: TaskTracker::new(),
@@ -245,6 +246,8 @@ pub(crate) struct Shared {
     messages: Option<Arc<Messages>>,
     /// There may be work to claim.
     work: Notify,
+    /// And among it sagas that have mail.
+    mailed: AtomicBool,
     /// There may be mail.
     mail: Notify,
     drives: TaskTracker,
@@ -275,11 +278,9 @@ impl Shared {
         !self.in_memory().is_empty()
     }
 
-    fn deliver(&self, mail: Mail) {
-        if let Some(mailbox) = self.in_memory().get(&mail.saga) {
-            // A saga that just left memory is claimed again because of its mail.
-            let _ = mailbox.send(mail);
-        }
+    /// Whether the saga is in memory. Otherwise it is claimed because of its mail.
+    fn deliver(&self, mail: Mail) -> bool {
+        self.in_memory().get(&mail.saga).is_some_and(|mailbox| mailbox.send(mail).is_ok())
     }
 
     /// A saga as it stands, for as long as its lease holds: what is not known about it must not be guessed.
@@ -374,10 +375,38 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    fn take(shared: &Arc<Shared>, saga: SagaId, slot: OwnedSemaphorePermit) -> (Self, mpsc::UnboundedReceiver<Mail>) {
-        let (sender, mailbox) = mpsc::unbounded_channel();
+    fn take(shared: &Arc<Shared>, saga: SagaId, slot: OwnedSemaphorePermit) -> (Self, Mailbox) {
+        let (sender, delivered) = mpsc::unbounded_channel();
         shared.in_memory().insert(saga, sender.clone());
-        (Self { shared: shared.clone(), saga, mailbox: sender, _slot: slot }, mailbox)
+        (
+            Self { shared: shared.clone(), saga, mailbox: sender, _slot: slot },
+            Mailbox { shared: shared.clone(), delivered },
+        )
+    }
+}
+
+/// What is delivered to a saga in memory. What it does not read is in the store still, for whoever claims it.
+pub(crate) struct Mailbox {
+    shared: Arc<Shared>,
+    delivered: mpsc::UnboundedReceiver<Mail>,
+}
+
+impl Mailbox {
+    async fn recv(&mut self) -> Option<Mail> {
+        self.delivered.recv().await
+    }
+}
+
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        // Whatever is sent is sent under this lock.
+        let in_memory = self.shared.in_memory();
+        self.delivered.close();
+        let unread = !self.delivered.is_empty();
+        drop(in_memory);
+        if unread {
+            self.shared.store.hint(Hint::Mail);
+        }
     }
 }
 

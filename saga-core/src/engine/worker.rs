@@ -4,7 +4,7 @@
 //! ends because the store fails.
 
 use super::{
-    Place, Shared,
+    Mailbox, Place, Shared,
     drive::{Drive, QUARANTINE},
     journal,
     lease::Lease,
@@ -12,10 +12,13 @@ use super::{
 use crate::{
     WorkerId,
     machine::{Event, Status},
-    store::{Append, DefinitionId, Hint, Record, StoreError, Then},
+    store::{Append, DefinitionId, Hint, Record, Ripe, StoreError, Then},
 };
 use futures::future::join_all;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, broadcast::error::RecvError, watch},
     time::{Instant, sleep, sleep_until, timeout_at},
@@ -85,9 +88,11 @@ async fn lost_the_lease(shared: &Shared, lease: &Lease, pause: Duration) -> bool
     }
 }
 
-/// Claims due sagas as long as there is room for them.
+/// Claims sagas that have mail, and sagas that are due, as long as there is room for them.
+///
+/// Mail is looked for when there was a hint of it, and once a poll, however many hints of work there are: most sagas that have some have an owner, which brings it to them, and so it is a long look.
 pub(crate) async fn find_work(shared: Arc<Shared>) {
-    let mut give_back_at = Instant::now();
+    let (mut give_back_at, mut look_for_mail_at) = (Instant::now(), Instant::now());
     while !shared.draining.is_cancelled() {
         let lease = shared.lease();
         if Instant::now() >= give_back_at {
@@ -103,25 +108,42 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
             sleep(shared.config.poll).await;
             continue;
         }
-        match shared.store.claim(lease.worker(), &shared.definitions, room.len()).await {
-            Ok(claimed) => {
-                let more = claimed.len() == room.len();
-                let claimed = claimed.into_iter().zip(room.drain(..));
-                let lost = claimed.filter_map(|(record, slot)| run(&shared, &lease, record, slot)).collect();
-                isolate(&shared, lost).await;
-                if more {
-                    continue;
+        let mailed = shared.mailed.swap(false, Ordering::AcqRel) || Instant::now() >= look_for_mail_at;
+        let mut more = false;
+        for ripe in if mailed { [Ripe::Mailed, Ripe::Due].as_slice() } else { &[Ripe::Due] } {
+            if room.is_empty() {
+                break;
+            }
+            match shared.store.claim(lease.worker(), &shared.definitions, *ripe, room.len()).await {
+                Ok(claimed) => {
+                    more = claimed.len() == room.len();
+                    let slots = room.drain(..claimed.len().min(room.len()));
+                    let lost =
+                        claimed.into_iter().zip(slots).filter_map(|(record, slot)| run(&shared, &lease, record, slot));
+                    // What was put back would be claimed again at once, for its mail.
+                    more &= isolate(&shared, lost.collect()).await;
+                    if more && *ripe == Ripe::Mailed {
+                        shared.mailed.store(true, Ordering::Release);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot claim");
+                    // The claim may stand all the same: what it took is given back, and claimed again.
+                    give_back_at = Instant::now();
+                    shared.mailed.fetch_or(mailed, Ordering::AcqRel);
+                    break;
                 }
             }
-            Err(error) => {
-                tracing::warn!(%error, "cannot claim");
-                // The claim may stand all the same: what it took is given back, and claimed again.
-                give_back_at = Instant::now();
-            }
+        }
+        if mailed {
+            look_for_mail_at = Instant::now() + shared.config.poll;
+        }
+        if more {
+            continue;
         }
         drop(room);
         tokio::select! {
-            () = sleep(shared.config.poll) => {}
+            () = sleep_until(look_for_mail_at) => {}
             () = shared.work.notified() => {}
             () = shared.draining.cancelled() => {}
         }
@@ -159,13 +181,16 @@ fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphore
             }
             shared.spawn_drive(drive.run());
         }
-        Err(error) => shared.spawn_drive(park_unread(shared.clone(), lease.clone(), record, error, place)),
+        Err(error) => {
+            shared.spawn_drive(park_unread(shared.clone(), lease.clone(), record, error, (mailbox, place)));
+        }
     }
     None
 }
 
-/// Of the suspects one runs at a time in a process, and no other saga beside it that was lost: the others are put back before it begins, so that they are not lost with it.
-async fn isolate(shared: &Shared, lost: Vec<Drive>) {
+/// Of the suspects one runs at a time in a process, and no other saga beside it that was lost: the others are put back before it begins, so that they are not lost with it. Whether there
+/// were none of those.
+async fn isolate(shared: &Shared, lost: Vec<Drive>) -> bool {
     let (suspects, lost_once): (Vec<Drive>, Vec<Drive>) = lost.into_iter().partition(Drive::is_suspect);
     let (mut running, mut put_back) = (vec![], vec![]);
     for (drive, share) in
@@ -176,13 +201,21 @@ async fn isolate(shared: &Shared, lost: Vec<Drive>) {
             Err(_) => put_back.push(drive.put_back()),
         }
     }
+    let none = put_back.is_empty();
     join_all(put_back).await;
     running.into_iter().for_each(|drive| shared.spawn_drive(drive.run()));
+    none
 }
 
 /// What happened to the saga is not known here, so nothing can be decided about it: its row is marked, its journal is left as it is. A person
 /// has to bring a version of the library that can read it.
-async fn park_unread(shared: Arc<Shared>, lease: Lease, record: Record, error: serde_json::Error, _place: Place) {
+async fn park_unread(
+    shared: Arc<Shared>,
+    lease: Lease,
+    record: Record,
+    error: serde_json::Error,
+    _place: (Mailbox, Place),
+) {
     tracing::error!(saga = %record.saga, %error, "the journal cannot be read by this version of the library: parking the saga");
     // What was said to the saga is noted for whoever can read on.
     let unheard = record.mail.iter().map(|mail| {
@@ -226,7 +259,11 @@ pub(crate) async fn bring_mail(shared: Arc<Shared>) {
     loop {
         if shared.has_sagas_in_memory() {
             match shared.store.mail(shared.lease().worker(), MAIL_AT_A_TIME).await {
-                Ok(mail) => mail.into_iter().for_each(|mail| shared.deliver(mail)),
+                Ok(mail) => {
+                    for mail in mail {
+                        shared.deliver(mail);
+                    }
+                }
                 Err(error) => tracing::warn!(%error, "cannot fetch mail"),
             }
         }
@@ -264,10 +301,12 @@ pub(crate) async fn follow_hints(shared: Arc<Shared>) {
             Ok(Hint::Work) => shared.work.notify_one(),
             Ok(Hint::Mail) => {
                 shared.mail.notify_one();
+                shared.mailed.store(true, Ordering::Release);
                 shared.work.notify_one();
             }
             Ok(Hint::Ended) => shared.outcomes.look.notify_one(),
             Err(RecvError::Lagged(_)) => {
+                shared.mailed.store(true, Ordering::Release);
                 shared.work.notify_one();
                 shared.mail.notify_one();
                 shared.outcomes.look.notify_one();

@@ -229,6 +229,7 @@ cases! {
     }
     claim {
         no_more_than_the_limit_is_claimed
+        a_claim_takes_what_is_ripe_as_it_was_asked_and_nothing_else
         what_has_been_due_longest_is_claimed_first
         only_the_given_definitions_are_claimed
         of_two_claims_at_the_same_time_each_gets_sagas_of_its_own

@@ -5,7 +5,9 @@ use crate::{
     definition::{Arguments, Call, Graph, Process, Sending, StepIndex},
     machine::{Outcome, Status},
     message::Op,
-    store::{Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Start, Started, Store, StoreError},
+    store::{
+        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Start, Started, Store, StoreError,
+    },
 };
 use async_trait::async_trait;
 use futures::future::BoxFuture;
@@ -325,9 +327,10 @@ impl Store for FaultyStore {
         &self,
         worker: WorkerId,
         definitions: &[DefinitionId],
+        ripe: Ripe,
         limit: usize,
     ) -> Result<Vec<Record>, StoreError> {
-        self.inner.claim(worker, definitions, limit).await
+        self.inner.claim(worker, definitions, ripe, limit).await
     }
     async fn owned(&self, worker: WorkerId) -> Result<Vec<(SagaId, i64)>, StoreError> {
         self.inner.owned(worker).await

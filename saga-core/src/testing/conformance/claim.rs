@@ -5,7 +5,7 @@ use super::trial::{DUE_NOW, Trial, Verdict, WRITTEN, definition, entry, json, ma
 use crate::{
     SagaId,
     machine::Status,
-    store::{Append, Record, Start, Then},
+    store::{Append, Record, Ripe, Start, Then},
     trace::TraceContext,
 };
 use std::{collections::HashSet, time::Duration};
@@ -27,6 +27,20 @@ pub(super) async fn no_more_than_the_limit_is_claimed(trial: Trial) -> Verdict {
         let claimed = trial.claim(worker, &[order()], limit).await?.len();
         same(&format!("sagas in a claim of {limit}, of {left} that are left"), claimed, promised)?;
         left -= claimed;
+    }
+    Ok(())
+}
+
+pub(super) async fn a_claim_takes_what_is_ripe_as_it_was_asked_and_nothing_else(trial: Trial) -> Verdict {
+    let worker = trial.clerk().await?;
+    let due = trial.begin(start("due")).await?;
+    let mailed = trial.begin_owned(worker, "mailed").await?;
+    trial.release(worker, mailed, 1, None).await?;
+    trial.deliver(&mail(mailed, "m")).await?;
+    for (ripe, other, promised) in [(Ripe::Due, Ripe::Mailed, due), (Ripe::Mailed, Ripe::Due, mailed)] {
+        let claimed = trial.claim_ripe(worker, ripe, 10).await?;
+        let claimed: Vec<SagaId> = claimed.iter().map(|record| record.saga).collect();
+        same(&format!("what is {ripe:?}, when another is {other:?}"), &claimed[..], [promised])?;
     }
     Ok(())
 }

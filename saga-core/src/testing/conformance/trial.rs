@@ -4,7 +4,7 @@ use super::{Broken, PATIENCE};
 use crate::{
     Encoded, SagaId, WorkerId,
     machine::Status,
-    store::{Append, Appended, DefinitionId, Mail, Posted, Record, Start, Started, Store, StoreError, Then},
+    store::{Append, Appended, DefinitionId, Mail, Posted, Record, Ripe, Start, Started, Store, StoreError, Then},
     trace::TraceContext,
 };
 use futures::future::BoxFuture;
@@ -140,13 +140,21 @@ impl Trial {
     }
 
     /// One claim.
+    pub(super) async fn claim_ripe(&self, worker: WorkerId, ripe: Ripe, limit: usize) -> Result<Vec<Record>, Broken> {
+        let definitions = [order()];
+        done("claim", || self.0.claim(worker, &definitions, ripe, limit)).await
+    }
+
+    /// As an engine claims: what has mail, and what is due.
     pub(super) async fn claim(
         &self,
         worker: WorkerId,
         definitions: &[DefinitionId],
         limit: usize,
     ) -> Result<Vec<Record>, Broken> {
-        let claimed = done("claim", || self.0.claim(worker, definitions, limit)).await?;
+        let mut claimed = done("claim", || self.0.claim(worker, definitions, Ripe::Mailed, limit)).await?;
+        let room = limit.saturating_sub(claimed.len());
+        claimed.extend(done("claim", || self.0.claim(worker, definitions, Ripe::Due, room)).await?);
         promise!(claimed.len() <= limit, "a claim of at most {limit} sagas answered with {}", claimed.len());
         let distinct: HashSet<SagaId> = claimed.iter().map(|record| record.saga).collect();
         same("the number of different sagas in the answer to a claim", distinct.len(), claimed.len())?;
