@@ -13,14 +13,20 @@ use saga_core::{
     participant::{Command, Event},
     transport::Transport,
 };
-use saga_kafka::{EmbeddedBroker, KafkaTransport, TopicSpec};
+use saga_kafka::{EmbeddedBroker, KafkaTransport, KafkaTransportBuilder, TopicSpec};
 use std::sync::Arc;
 
-/// How many nodes of a service can share its work. Each partition is a lane of its own with transactions of its own: more of them than needed make more and smaller ones.
+/// How many nodes of a service can share its work over a real broker. Each partition is a lane of its own with transactions of its own: more of them than needed make more and smaller ones.
 const NODES: i32 = 2;
+/// How long a record waits for others to the same partition.
+const LINGER_MS: &str = "5";
+/// How often the embedded broker is asked for records.
+const FETCH_MS: &str = "10";
+/// What the shop starts by itself, the embedded broker included, is one node a service.
+const ONE: i32 = 1;
 
 /// All topics, and who reads them.
-pub fn topics() -> [TopicSpec; 6] {
+fn topics(nodes: i32) -> [TopicSpec; 6] {
     [
         (ReserveStock::TOPIC, inventory::NAME),
         (ChargePayment::TOPIC, payment::NAME),
@@ -29,7 +35,7 @@ pub fn topics() -> [TopicSpec; 6] {
         (OrderCreated::TOPIC, notification::NAME),
         (DeliveryStarted::TOPIC, notification::NAME),
     ]
-    .map(|(topic, reader)| TopicSpec::new(topic).partitions(NODES).read_by(reader))
+    .map(|(topic, reader)| TopicSpec::new(topic).partitions(nodes).read_by(reader))
 }
 
 /// What the shop opens with.
@@ -47,7 +53,7 @@ impl Broker {
                 ensure_topics(&KafkaTransport::new(&brokers)?, &brokers).await?;
                 Self::Real(brokers)
             }
-            Err(_) => Self::Embedded(EmbeddedBroker::start(&topics())?),
+            Err(_) => Self::Embedded(EmbeddedBroker::start(&topics(ONE))?),
         })
     }
 
@@ -78,7 +84,7 @@ impl Broker {
 
 /// Whoever comes first creates them.
 async fn ensure_topics(kafka: &KafkaTransport, brokers: &str) -> Result<()> {
-    let ensured = kafka.ensure_topics(&topics()).await;
+    let ensured = kafka.ensure_topics(&topics(NODES)).await;
     Ok(ensured.map_err(|error| format!("the topics cannot be created at {brokers} (KAFKA_BROKERS): {error}"))?)
 }
 
@@ -102,11 +108,15 @@ impl Connection {
     }
 
     pub async fn connect(&self) -> Result<KafkaTransport> {
+        // Records that are written within the same few milliseconds travel together, and are dealt with together. No customer waits for them.
+        let together = |builder: KafkaTransportBuilder| builder.set_producer("linger.ms", LINGER_MS);
         if self.embedded_broker {
-            return Ok(EmbeddedBroker::settings(&self.brokers, &topics()).build()?);
+            let builder = EmbeddedBroker::settings(&self.brokers, &topics(ONE));
+            return Ok(together(builder).set_consumer("fetch.wait.max.ms", FETCH_MS).build()?);
         }
         // A process that was killed is missed after six seconds, the least that a broker allows.
-        let kafka = KafkaTransport::builder(&self.brokers).set_consumer("session.timeout.ms", "6000").build()?;
+        let builder = KafkaTransport::builder(&self.brokers).set_consumer("session.timeout.ms", "6000");
+        let kafka = together(builder).build()?;
         ensure_topics(&kafka, &self.brokers).await?;
         Ok(kafka)
     }

@@ -37,7 +37,7 @@ impl Databases {
     pub async fn of(&mut self, service: &str) -> Result<String> {
         let name = format!("{}_{service}", self.prefix);
         self.server.create_database(&name).await?;
-        let url = self.server.url_for(&name);
+        let url = self.server.socket_url_for(&name);
         self.created.push(name);
         Ok(url)
     }

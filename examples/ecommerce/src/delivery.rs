@@ -53,7 +53,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
     let (inbox, outbox) = (PgInbox::new(db.clone()), PgOutbox::new(db.clone(), NAME));
     inbox.migrate().await?;
     create_tables(&db, SCHEMA).await?;
-    let relay = outbox.relay(kafka.clone()).poll(POLL).start().await?;
+    let relay = outbox.relay(kafka.clone()).lanes(1).poll(POLL).start().await?;
     let barrier = Barrier::new(inbox.clone(), outbox.clone());
     let router = Router::new()
         .route("/deliveries", barrier.on(start).get(of_user))

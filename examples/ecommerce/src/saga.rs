@@ -6,7 +6,7 @@ use crate::{
     figures,
     inventory::{ReleaseStock, ReserveStock, Reserved},
     money::Money,
-    order::{self, OrderCancelled, OrderConfirmed},
+    order,
     payment::ChargePayment,
 };
 use saga_core::{CompensationCx, Cx, Out, Retry, Saga, SagaBuilder, StepError};
@@ -101,13 +101,11 @@ async fn place_order(shop: Cx<Shop>, _: PlaceOrder) -> Result<Money, StepError> 
 }
 
 async fn cancel_order(shop: CompensationCx<Shop>, order: PlaceOrder, _: Option<Money>) -> Result<(), StepError> {
-    let cancelled = OrderCancelled { order_id: shop.saga_id().as_uuid(), user_id: order.user_id };
-    order::change(&shop, shop.saga_id(), "CANCELLED", &cancelled).await
+    order::cancel(&shop, shop.saga_id(), order.user_id).await
 }
 
-async fn confirm_order(shop: Cx<Shop>, order: PlaceOrder) -> Result<(), StepError> {
-    let confirmed = OrderConfirmed { order_id: shop.saga_id().as_uuid(), user_id: order.user_id };
-    order::change(&shop, shop.saga_id(), "CONFIRMED", &confirmed).await
+async fn confirm_order(shop: Cx<Shop>, _: PlaceOrder) -> Result<(), StepError> {
+    order::confirm(&shop, shop.saga_id()).await
 }
 
 async fn reserve_stock(shop: Cx<Shop>, order: PlaceOrder) -> Result<Reserved, StepError> {

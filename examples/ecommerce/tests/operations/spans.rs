@@ -87,8 +87,6 @@ const RELEASED_OVER_HTTP: &str = "
 ";
 const CONFIRMED: &str = "
           order: saga step confirm-order
-            order: create order.confirmed.v1
-              order: send order.confirmed.v1
 ";
 const CANCELLED: &str = "
           order: saga compensate place-order
