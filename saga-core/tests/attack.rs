@@ -3,15 +3,19 @@
 use async_trait::async_trait;
 use futures::{FutureExt, future::BoxFuture};
 use saga_core::{
-    CompensationCx, Cx, Engine, EngineBuilder, Error, MemoryStore, Out, Outcome, Retry, Saga, SagaBuilder, SagaId,
-    StepError, WorkerId,
+    CompensationCx, Cx, Encoded, Engine, EngineBuilder, Error, MemoryStore, Out, Outcome, Retry, Saga, SagaBuilder,
+    SagaId, StepError, WorkerId,
     machine::Status,
+    message::{Answer, CommandAttributes, Message},
+    participant::Command,
     store::{
         Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Start, Started, Store, StoreError,
         Then,
     },
     testing::World,
+    transport::{LocalTransport, Outgoing, Receiver, Subscription, Transport, Unavailable, Verdict},
 };
+use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
     sync::{
@@ -255,6 +259,62 @@ async fn a_saga_that_came_back_before_its_release_was_answered_stays_in_memory()
     sleep(60 * SECOND).await;
     let told = trip.history().await.unwrap().to_string();
     assert_eq!(airline.ledger.effects(), [""; 0], "left behind by a saga that was rolled back:\n{told}");
+}
+
+#[derive(Serialize, Deserialize)]
+struct Post(u32);
+
+impl Command for Post {
+    const TYPE: &'static str = "post.parcel.v1";
+    const TOPIC: &'static str = "post.commands";
+    type Reply = u32;
+}
+
+struct Parcel;
+
+impl Saga for Parcel {
+    const NAME: &'static str = "parcel";
+    const VERSION: u32 = 1;
+    type Input = u32;
+    type Output = u32;
+    type Deps = ();
+
+    fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, u32> {
+        saga.pivot("post").command(Post)
+    }
+}
+
+/// Takes what comes, and lets the test answer.
+#[derive(Default)]
+struct Counter(Mutex<Vec<Message>>);
+
+#[async_trait]
+impl Receiver for Counter {
+    async fn receive(&self, batch: &[Message]) -> Result<Vec<Verdict>, Unavailable> {
+        self.0.lock().unwrap().extend_from_slice(batch);
+        Ok(vec![Verdict::Done; batch.len()])
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_comes_before_a_release_is_answered_is_not_left_until_the_next_poll() {
+    let (wire, counter) = (Arc::new(LocalTransport::default()), Arc::new(Counter::default()));
+    let subscription = Subscription { group: "post".into(), topics: vec![Post::TOPIC.into()], batch: 1 };
+    let _open = wire.subscribe(subscription, counter.clone()).await.unwrap();
+    let store = Rigged { store: MemoryStore::default(), rig: LateRelease::default() };
+    let builder = Engine::builder(store).transport("shop", wire.clone()).register::<Parcel>(()).unwrap();
+    let engine = builder.configure(|config| config.poll = 60 * SECOND).start().await.unwrap();
+    let parcel = engine.sagas::<Parcel>().submit("k", 7).await.unwrap();
+    // It is released when it has waited for a second, and that is answered after six more.
+    sleep(3 * SECOND).await;
+    let command = counter.0.lock().unwrap()[0].clone();
+    let answer = Answer::Success(Encoded::of(&7).unwrap());
+    let message = CommandAttributes::of(&command).unwrap().reply("post", &command, &answer);
+    wire.publish(&[Outgoing { topic: "shop.replies".into(), message }]).await;
+    let replied = Instant::now();
+    let outcome = timeout(10 * SECOND, parcel.outcome()).await.expect("the reply is heard at the next poll only");
+    assert_eq!(outcome.unwrap(), Outcome::Completed(7));
+    assert!(replied.elapsed() > 3 * SECOND, "it was in memory still");
 }
 
 /// The answer to the first claim is lost; the request to give back what it took is on its way for long.

@@ -365,12 +365,15 @@ impl Drive {
         if self.then() == Then::Keep || self.state.status().is_final() {
             return;
         }
-        for Awaited { step, until, .. } in std::mem::take(&mut self.awaited) {
+        let awaited = std::mem::take(&mut self.awaited);
+        for &Awaited { step, until, .. } in &awaited {
             if self.state.tries(step).is_some_and(|tries| tries.awaiting != Some(until)) {
                 self.take(Input::Await { step, until });
             }
         }
-        self.await_what_was_published();
+        // As they were: it is not held for them once more.
+        self.awaited = awaited;
+        self.awaited.retain(|awaited| self.state.tries(awaited.step).is_some_and(|tries| tries.awaiting.is_some()));
     }
 
     /// The time for some replies is over.
