@@ -15,7 +15,8 @@ pub struct Config {
     /// How often it looks for due sagas, mail and ends of sagas that run elsewhere. Hints make that quicker, this makes it
     /// certain. Defaults to 500 milliseconds.
     pub poll: Duration,
-    /// A saga whose next timer is further away than this is put back into the store until then. Defaults to one second.
+    /// A saga whose next timer is further away than this is put back into the store until then; one that waits for a reply, when it
+    /// has waited for so long. Defaults to one second.
     pub hold: Duration,
     /// How many writers share the journals of this process, each with one statement under way. Defaults to 3.
     pub committers: usize,
