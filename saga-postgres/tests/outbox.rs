@@ -125,7 +125,7 @@ async fn an_event_leaves_soon_after_its_commit_and_its_row_is_gone() {
         took.push(committed.elapsed());
     }
     took.sort();
-    assert!(took[10] < Duration::from_millis(50), "{took:?}");
+    assert!(took[10] < Duration::from_millis(500), "{took:?}");
     assert_eq!(broker.of_key("a"), (0..21).collect::<Vec<_>>());
     setup.until_empty().await;
     relay.stop().await;
