@@ -52,6 +52,7 @@ mod embedded;
 mod guard;
 mod lane;
 mod metrics;
+mod producer;
 mod publisher;
 mod settings;
 mod topics;

@@ -11,19 +11,14 @@ use crate::{
     binding,
     guard::{Admission, Guard},
     metrics::Metrics,
+    producer::{Delivered, Fate, Producer, Record},
     settings::Settings,
     topics::{self, Asked},
 };
 use futures::{StreamExt, stream::FuturesUnordered};
 use rdkafka::{
-    ClientContext, Statistics,
-    config::FromClientConfigAndContext,
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::OwnedHeaders,
-    producer::{
-        FutureProducer, FutureRecord, Producer,
-        future_producer::{Delivery, DeliveryFuture},
-    },
 };
 use saga_core::{
     message::Message,
@@ -33,51 +28,27 @@ use std::{
     collections::HashSet,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
-use tokio::time::sleep;
-
-/// How long to wait for room in the client's queue before looking again.
-const QUEUE_FULL: Duration = Duration::from_millis(10);
-
-pub(crate) struct Context {
-    metrics: Arc<Metrics>,
-}
-
-impl ClientContext for Context {
-    fn stats(&self, statistics: Statistics) {
-        self.metrics.producer(&statistics);
-    }
-}
-
-type Client = FutureProducer<Context>;
+use tokio::sync::oneshot;
 
 pub(crate) struct Publisher {
     settings: Arc<Settings>,
     metrics: Arc<Metrics>,
-    client: Mutex<Arc<Client>>,
+    client: Mutex<Arc<Producer>>,
     known: Mutex<HashSet<String>>,
     largest: usize,
     guard: Option<Guard>,
 }
 
-/// One record for the broker.
-struct Record<'m> {
-    topic: &'m str,
-    key: Option<&'m [u8]>,
-    value: Option<&'m [u8]>,
-    headers: OwnedHeaders,
-}
-
 /// A record that the client has.
 struct HandedOver<'r> {
-    delivery: DeliveryFuture,
+    fate: oneshot::Receiver<Fate>,
     admission: Option<Admission<'r>>,
 }
 
 impl Publisher {
     pub(crate) fn new(settings: Arc<Settings>, metrics: Arc<Metrics>, guard: Option<Guard>) -> KafkaResult<Self> {
-        let client = Mutex::new(Arc::new(new_client(&settings, &metrics)?));
+        let client = Mutex::new(Arc::new(Producer::new(&settings, &metrics)?));
         let largest = settings.max_message_bytes();
         Ok(Self { settings, metrics, client, known: Mutex::default(), largest, guard })
     }
@@ -154,7 +125,7 @@ impl Publisher {
 
     async fn hand_over<'r>(
         &'r self,
-        client: &Client,
+        client: &Producer,
         guard: Option<&'r Guard>,
         record: Record<'r>,
         size: usize,
@@ -163,45 +134,39 @@ impl Publisher {
             Some(guard) => Some(guard.admit(record.topic, size).await),
             None => None,
         };
-        let mut next = FutureRecord::<[u8], [u8]>::to(record.topic).headers(record.headers);
-        next.key = record.key;
-        next.payload = record.value;
-        loop {
-            match client.send_result(next) {
-                Ok(delivery) => return Ok(HandedOver { delivery, admission }),
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), same)) => next = same,
-                Err((error, _)) => return Err(self.failed(client, record.topic, &error)),
-            }
-            sleep(QUEUE_FULL).await;
+        let topic = record.topic;
+        match client.send(record).await {
+            Ok(fate) => Ok(HandedOver { fate, admission }),
+            Err(error) => Err(self.failed(client, topic, &error)),
         }
     }
 
     async fn delivered(
         &self,
-        client: &Client,
+        client: &Producer,
         topic: &str,
         handed_over: Result<HandedOver<'_>, PublishError>,
     ) -> Result<(), PublishError> {
-        let HandedOver { delivery, admission } = handed_over?;
-        match delivery.await {
-            Ok(Ok(Delivery { partition, offset, .. })) => {
+        let HandedOver { fate, admission } = handed_over?;
+        match fate.await {
+            Ok(Ok(Delivered { partition, offset })) => {
                 self.metrics.published();
                 if let Some(admission) = admission {
                     admission.published(partition, offset);
                 }
                 Ok(())
             }
-            Ok(Err((error, _))) => Err(self.failed(client, topic, &error)),
+            Ok(Err(error)) => Err(self.failed(client, topic, &error)),
             Err(_) => Err(PublishError::Unavailable("the client was shut down".into())),
         }
     }
 
-    fn failed(&self, client: &Client, topic: &str, error: &KafkaError) -> PublishError {
+    fn failed(&self, client: &Producer, topic: &str, error: &KafkaError) -> PublishError {
         use RDKafkaErrorCode::{
             InvalidMessage, InvalidRecord, MessageSizeTooLarge, UnknownTopic, UnknownTopicOrPartition,
         };
         self.metrics.not_published();
-        if let Some((code, reason)) = client.client().fatal_error() {
+        if let Some((code, reason)) = client.broken() {
             tracing::error!(%code, reason, "the producer broke, and is replaced");
             self.replace(client);
             return PublishError::Unavailable(format!("the producer broke: {reason}"));
@@ -227,22 +192,18 @@ impl Publisher {
         ))
     }
 
-    fn client(&self) -> Arc<Client> {
+    fn client(&self) -> Arc<Producer> {
         self.client.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Puts a new client in the place of one that broke, unless somebody else has.
-    fn replace(&self, broken: &Client) {
+    fn replace(&self, broken: &Producer) {
         let mut current = self.client.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.client().fatal_error().is_none() || !std::ptr::eq(&**current, broken) {
+        if current.broken().is_none() || !std::ptr::eq(&**current, broken) {
             return;
         }
-        match new_client(&self.settings, &self.metrics) {
-            Ok(client) => {
-                let broken = std::mem::replace(&mut *current, Arc::new(client));
-                // Its end waits for its threads.
-                std::thread::spawn(move || drop(broken));
-            }
+        match Producer::new(&self.settings, &self.metrics) {
+            Ok(client) => *current = Arc::new(client),
             Err(error) => tracing::error!(%error, "there is no new producer yet"),
         }
     }
@@ -260,8 +221,4 @@ impl Publisher {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).extend(present.into_keys());
         Ok(absent)
     }
-}
-
-fn new_client(settings: &Settings, metrics: &Arc<Metrics>) -> KafkaResult<Client> {
-    Client::from_config_and_context(&settings.producer(), Context { metrics: metrics.clone() })
 }
