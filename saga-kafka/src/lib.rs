@@ -42,7 +42,7 @@
 //! They need a librdkafka with OpenSSL: add `rdkafka = { version = "0.39", features = ["ssl"] }` to your own dependencies (`gssapi` for Kerberos, `zstd` for that compression). Cargo builds one
 //! librdkafka with the features of all.
 //!
-//! For fewer and larger requests under load, set `linger.ms` (0 here, so that a saga alone is fast) to 1 or 5, and `compression.type`.
+//! For fewer and larger requests under load, set `linger.ms` (0 here, so that a saga alone is fast) to something between 1 and 20, and `compression.type`.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod binding;

@@ -21,7 +21,7 @@ use std::{
 };
 use tokio::{sync::oneshot, time::sleep};
 
-/// How long the thread waits at a time. So long may the client live on after its end was wished for.
+/// How long the thread waits at a time, and so the client lives on at most when it is not wanted any more.
 const POLL: Duration = Duration::from_secs(1);
 
 /// How long to wait for room in the client's queue before looking again.
@@ -67,7 +67,7 @@ impl ProducerContext for Context {
     }
 }
 
-/// Ends, soon, when it is dropped: what was not sent by then is not sent.
+/// When it is dropped, the client ends within a second or two, without anybody waiting for it: until then it may still send what it was given.
 pub(crate) struct Producer {
     client: Arc<BaseProducer<Context>>,
     ended: Arc<AtomicBool>,

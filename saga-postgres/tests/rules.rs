@@ -336,7 +336,15 @@ async fn rule_13_a_key_that_somebodys_open_transaction_holds_delays_no_other_sta
     let held = common::start_in(&store, &mut tx, "held").await.unwrap();
     let waiting = tokio::spawn({
         let orders = orders.clone();
-        async move { orders.submit("held", 1).await }
+        // It has its own patience, which ends in contention.
+        async move {
+            loop {
+                match orders.submit("held", 1).await {
+                    Err(saga_core::Error::Store(StoreError::Contention(_))) => {}
+                    submitted => break submitted,
+                }
+            }
+        }
     });
     let began = std::time::Instant::now();
     let others = (0..200).map(|n| orders.submit(format!("other {n}"), 1));

@@ -110,9 +110,10 @@ async fn a_users_connection_reads_no_whole_table_later_on() {
     let mut users = PgConnection::connect(&url).await.unwrap();
     let vacuum = format!("VACUUM {schema}.saga, {schema}.saga_mailbox, {schema}.saga_inbox");
     sqlx::raw_sql(AssertSqlSafe(vacuum)).execute(&mut users).await.unwrap();
+    // One command is answered for good, one is not.
     let behind_the_barrier = format!(
-        "SELECT {schema}.saga_inbox_enter(ARRAY[{WORKER}::uuid], '{{step}}', '{{0}}');
-         SELECT {schema}.saga_inbox_keep(ARRAY[{WORKER}::uuid], '{{step}}', '{{0}}', '{{0}}', ARRAY['x'::bytea], '{{f}}')"
+        "SELECT {schema}.saga_inbox_enter(ARRAY[{WORKER}::uuid, {WORKER}], '{{step,other}}', '{{0,0}}');
+         SELECT {schema}.saga_inbox_keep(ARRAY[{WORKER}::uuid, {WORKER}], '{{step,other}}', '{{0,0}}', '{{0,NULL}}', ARRAY['x'::bytea, NULL], '{{f,f}}')"
     );
     for round in 0..9 {
         if round == 8 {

@@ -108,7 +108,8 @@ impl Connection {
     }
 
     pub async fn connect(&self) -> Result<KafkaTransport> {
-        // Records that are written within the same moment travel together, and are dealt with together, which is a sixth of all the work of an order. No customer waits for them.
+        // Records that are written within the same moment travel together, and are dealt with together: at 250 orders a second that is a sixth less work for the shop than with 5 ms. An order takes
+        // a third of a second for it instead of a tenth; it is taken as soon as before.
         let together = |builder: KafkaTransportBuilder| builder.set_producer("linger.ms", LINGER_MS);
         if self.embedded_broker {
             let builder = EmbeddedBroker::settings(&self.brokers, &topics(ONE));

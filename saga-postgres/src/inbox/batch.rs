@@ -213,7 +213,7 @@ impl PgInbox {
         Ok(Done { answers, contended })
     }
 
-    /// Makes sure that there is a row for each, and reads them under lock.
+    /// Makes sure that there is a row for each that nobody else can change, and reads those that were there.
     async fn enter(
         &self,
         tx: &mut PgConnection,

@@ -1,6 +1,6 @@
 -- Less work for a batch: commands that are new, as nearly all are, need not be read; what is final is kept in one statement.
 
--- Makes sure that there are rows, waits for others that are making the same ones, then locks and reads those that were there: a statement of its own, so that it sees what the one before has
+-- Makes sure that there are rows, and waits for others that are making the same ones. If any was there before, locks and reads all: a statement of its own, so that it sees what the one before has
 -- waited for. Rows that were removed meanwhile are left out. Whoever calls this has the keys in one order for all. From here on only saga_inbox_keep lets the transaction be committed.
 -- With them comes what this transaction is known by, to end it from outside. Served by saga_inbox_pkey.
 CREATE OR REPLACE FUNCTION {schema}.saga_inbox_enter(sagas uuid[], steps text[], generations integer[])
