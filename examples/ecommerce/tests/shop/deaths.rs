@@ -103,9 +103,9 @@ pub async fn services_end_with_a_shop_that_is_killed(shop: &mut Shop) {
 
 pub async fn a_product_service_that_does_not_answer_means_no_order(shop: &Shop) {
     let wanted = json!({ "userId": 14, "productId": 1, "quantity": 1 });
-    shop.signal("product", "-STOP").await;
+    shop.freeze("product").await;
     let (status, problem) = shop.post("order", "/orders", "no product", wanted.clone()).await;
-    shop.signal("product", "-CONT").await;
+    shop.thaw("product").await;
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{problem}");
     assert_eq!(shop.get("order", "/orders?userId=14").await, json!([]));
     assert_eq!(shop.get("order", "/consistency").await["unfinished"], 0);
@@ -122,7 +122,7 @@ pub async fn a_user_service_that_does_not_answer_holds_up_nobody(shop: &Shop) {
     )
     .await;
     assert_eq!(shop.order("before", 1, 1, 1).await["userChecked"], true);
-    shop.signal("user", "-STOP").await;
+    shop.freeze("user").await;
     // Enough of them that the circuit breaker opens.
     let meanwhile = futures::future::join_all((3..23).map(|buyer| {
         let shop = &shop;
@@ -130,7 +130,7 @@ pub async fn a_user_service_that_does_not_answer_holds_up_nobody(shop: &Shop) {
     }));
     let meanwhile = meanwhile.await;
     assert!(meanwhile.iter().all(|order| order["userChecked"] == false), "{meanwhile:?}");
-    shop.signal("user", "-CONT").await;
+    shop.thaw("user").await;
     let patience = Instant::now() + Duration::from_secs(60);
     let mut n = 0;
     while shop.order(&format!("after {n}"), 1, 3, 1).await["userChecked"] == false {

@@ -153,6 +153,27 @@ impl Shop {
     }
 
     /// Sends a signal to the process of a service.
+    /// Returns when none of its threads runs any more: a signal is sent before it has done its work.
+    pub async fn freeze(&self, service: &str) {
+        self.signal(service, "-STOP").await;
+        let patience = Instant::now() + Duration::from_secs(60);
+        while !self.is_frozen(service) {
+            assert!(Instant::now() < patience, "{service} goes on");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    pub async fn thaw(&self, service: &str) {
+        self.signal(service, "-CONT").await;
+    }
+
+    fn is_frozen(&self, service: &str) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.processes[service])).unwrap();
+        let mut stats = threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap());
+        // Behind the name, which is in parentheses.
+        stats.all(|stat| stat.rsplit_once(") ").unwrap().1.starts_with('T'))
+    }
+
     pub async fn signal(&self, service: &str, signal: &str) {
         let sent = Command::new("kill").args([signal, &self.processes[service]]).status().await.unwrap();
         assert!(sent.success());
