@@ -55,21 +55,9 @@ BEGIN
         OFFSET 0
     ) k
     WHERE b.ctid = k.place;
-    -- What has no outcome and was not undone.
+    -- No other transaction's row is ever seen empty.
     IF array_position(outcomes, NULL) IS NOT NULL THEN
-        DELETE FROM {schema}.saga_inbox b
-        USING (
-            SELECT found.place
-            FROM unnest(sagas, steps, generations, outcomes, undone) AS i (saga_id, step, generation, outcome, was_undone)
-            CROSS JOIN LATERAL (
-                SELECT r.ctid AS place FROM {schema}.saga_inbox r
-                WHERE r.saga_id = i.saga_id AND r.step = i.step AND r.generation = i.generation
-                OFFSET 0
-            ) found
-            WHERE i.outcome IS NULL AND NOT i.was_undone
-            OFFSET 0
-        ) k
-        WHERE b.ctid = k.place;
+        DELETE FROM {schema}.saga_inbox WHERE saga_id = ANY (sagas) AND outcome IS NULL AND NOT saga_inbox.undone;
     END IF;
     DELETE FROM {schema}.saga_inbox_open WHERE xid = pg_current_xact_id();
 END $$;

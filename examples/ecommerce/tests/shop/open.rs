@@ -152,7 +152,6 @@ impl Shop {
         }
     }
 
-    /// Sends a signal to the process of a service.
     /// Returns when none of its threads runs any more: a signal is sent before it has done its work.
     pub async fn freeze(&self, service: &str) {
         self.signal(service, "-STOP").await;
@@ -169,11 +168,12 @@ impl Shop {
 
     fn is_frozen(&self, service: &str) -> bool {
         let threads = std::fs::read_dir(format!("/proc/{}/task", self.processes[service])).unwrap();
-        let mut stats = threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("stat")).unwrap());
-        // Behind the name, which is in parentheses.
-        stats.all(|stat| stat.rsplit_once(") ").unwrap().1.starts_with('T'))
+        // One that has just ended has none; where the name ends, which is in parentheses, the state follows.
+        let mut stats = threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("stat")));
+        stats.all(|stat| stat.is_ok_and(|stat| stat.rsplit_once(") ").unwrap().1.starts_with('T')))
     }
 
+    /// Sends a signal to the process of a service.
     pub async fn signal(&self, service: &str, signal: &str) {
         let sent = Command::new("kill").args([signal, &self.processes[service]]).status().await.unwrap();
         assert!(sent.success());
