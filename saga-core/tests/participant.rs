@@ -4,7 +4,9 @@ use async_trait::async_trait;
 use saga_core::{
     Encoded, Engine, MemoryStore, Out, Outcome, Saga, SagaBuilder, SagaId, StepError,
     message::{Answer, CommandAttributes, CommandId, Message, Op},
-    participant::{Command, CommandCx, Event, EventCx, Inbox, Job, Listener, MemoryInbox, Participant, Participating},
+    participant::{
+        BatchCx, Command, CommandCx, Event, EventCx, Inbox, Job, Listener, MemoryInbox, Participant, Participating,
+    },
     transport::{
         Consumer, LocalTransport, Outgoing, PublishError, Receiver, Subscription, Transport, TransportError,
         Unavailable, Verdict,
@@ -383,6 +385,30 @@ async fn an_event_that_is_refused_is_a_dead_letter_at_once() {
     assert_eq!(told, ["told of 15", "told of 1"]);
     assert_eq!(dead[0], "nobody to tell");
     assert!(dead[1].starts_with("the payload is no order.confirmed.v1"), "{dead:?}");
+}
+
+async fn notify_all(cx: BatchCx<Ledger>, _: &mut (), events: Vec<Confirmed>) -> Result<(), StepError> {
+    assert_eq!(cx.events().len(), events.len());
+    for Confirmed(n) in events {
+        cx.lock().unwrap().push(format!("told of {n}"));
+    }
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_function_that_handles_many_events_is_given_one_by_an_inbox_that_has_no_use_for_it() {
+    let (transport, ledger): (Arc<dyn Transport>, Ledger) = (Arc::new(LocalTransport::default()), Arc::default());
+    let listener = Listener::new("notification", MemoryInbox::default(), ledger.clone()).on_batch(notify_all);
+    let listening = listener.start(transport.clone()).await.unwrap();
+    let outgoing = |message| Outgoing { topic: Confirmed::TOPIC.into(), message };
+    let (first, second) = (event(1), event(2));
+    transport.publish(&[first.clone(), second, first].map(outgoing)).await;
+    until(&ledger, 2).await;
+    listening.stop().await;
+    assert_eq!(*ledger.lock().unwrap(), ["told of 1", "told of 2"]);
+    let cx = BatchCx::test([event(3)], Arc::new(ledger.clone()));
+    notify_all(cx, &mut (), vec![Confirmed(3)]).await.unwrap();
+    assert_eq!(ledger.lock().unwrap().len(), 3);
 }
 
 #[tokio::test(start_paused = true)]

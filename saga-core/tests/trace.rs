@@ -10,10 +10,12 @@ use opentelemetry::{
 use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
 use saga_core::{
     CompensationCx, Cx, Encoded, Engine, MemoryStore, Out, Outcome, Retry, Saga, SagaBuilder, StepError,
-    message::Message,
-    participant::{Command, CommandCx, Event, EventCx, Listener, MemoryInbox, Participant},
+    message::{Answer, Message},
+    participant::{
+        BatchCx, Command, CommandCx, Event, EventCx, Inbox, Job, Listener, MemoryInbox, Participant, Worked,
+    },
     trace::Tracing,
-    transport::{LocalTransport, Outgoing, Transport},
+    transport::{LocalTransport, Outgoing, Transport, Unavailable},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -311,4 +313,55 @@ async fn an_event_is_part_of_what_it_was_created_in() {
       a mail
 "
     );
+}
+
+/// An inbox that does together what goes together.
+struct Together;
+
+#[async_trait::async_trait]
+impl Inbox for Together {
+    type Tx = ();
+
+    async fn handle(&self, batch: &[Job<()>]) -> Result<Vec<Answer>, Unavailable> {
+        let jobs: Vec<&Job<()>> = batch.iter().collect();
+        match Job::work_together(&jobs, &mut ()).await {
+            Worked::Returned(Ok(reply)) => Ok(vec![Answer::Success(reply); batch.len()]),
+            failed => panic!("{failed:?}"),
+        }
+    }
+}
+
+async fn all_shipped(
+    cx: BatchCx<mpsc::UnboundedSender<usize>>,
+    _: &mut (),
+    events: Vec<Shipped>,
+) -> Result<(), StepError> {
+    drop(span("a mail to all"));
+    cx.send(events.len()).map_err(StepError::unknown)
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_of_many_events_has_a_span_in_its_own_trace() {
+    let wire: Arc<dyn Transport> = Arc::new(LocalTransport::new(1));
+    let tracing = Tracing::default().over(wire.system());
+    let requests = [request(), request()];
+    for (n, (request, _)) in requests.iter().enumerate() {
+        let key = format!("k{n}");
+        let mut message = Message::event("shop", Shipped::TYPE, key, &Encoded::of(&Shipped(1)).unwrap());
+        {
+            let _request = request.clone().attach();
+            tracing.create(Shipped::TOPIC, &mut message);
+        }
+        let published = wire.publish(&[Outgoing { topic: Shipped::TOPIC.into(), message }]).await;
+        assert_eq!(published, [Ok(())]);
+    }
+    let traces = requests.map(|(_, trace)| trace);
+    let (sender, mut heard) = mpsc::unbounded_channel();
+    let listener = Listener::new("notification", Together, sender).on_batch(all_shipped);
+    let listener = listener.start(wire).await.unwrap();
+    assert_eq!(heard.recv().await, Some(2));
+    listener.stop().await;
+    for trace in traces {
+        assert_eq!(tree(trace), "request\n  create order.events\n    process order.events\n");
+    }
 }

@@ -1,4 +1,4 @@
-use super::{Event, Inbox, Job, Participating};
+use super::{Batch, Event, Inbox, Job, Participating};
 use crate::{
     Encoded, SagaId, StepError,
     message::{Answer, CommandId, Message, Op},
@@ -57,6 +57,42 @@ impl<D> Deref for EventCx<D> {
     }
 }
 
+/// What a handler of many events is given besides them: where each comes from, and (by `Deref`) the listener's dependencies.
+pub struct BatchCx<D> {
+    deps: Arc<D>,
+    events: Vec<EventCx<D>>,
+}
+
+impl<D> BatchCx<D> {
+    /// A context to call one handler alone, in a test.
+    pub fn test(messages: impl IntoIterator<Item = Message>, deps: impl Into<Arc<D>>) -> Self {
+        Self::new(messages.into_iter().map(Arc::new), deps.into())
+    }
+
+    fn new(messages: impl IntoIterator<Item = Arc<Message>>, deps: Arc<D>) -> Self {
+        let event = |message| EventCx { deps: deps.clone(), message };
+        Self { events: messages.into_iter().map(event).collect(), deps }
+    }
+
+    /// Where the events come from, in their order.
+    pub fn events(&self) -> &[EventCx<D>] {
+        &self.events
+    }
+}
+
+impl<D> Deref for BatchCx<D> {
+    type Target = D;
+    fn deref(&self) -> &D {
+        &self.deps
+    }
+}
+
+impl<D> fmt::Debug for BatchCx<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BatchCx").field("events", &self.events).finish_non_exhaustive()
+    }
+}
+
 impl<D> fmt::Debug for EventCx<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EventCx").field("id", &self.message.id).field("key", &self.message.key).finish_non_exhaustive()
@@ -89,9 +125,44 @@ where
     }
 }
 
-type Handler<D, Tx> = Arc<
-    dyn for<'t> Fn(EventCx<D>, &'t mut Tx, Arc<Message>) -> BoxFuture<'t, Result<Encoded, StepError>> + Send + Sync,
->;
+/// A function that handles many events at once: `async fn(BatchCx<D>, &mut Tx, Vec<E>) -> Result<(), StepError>`.
+///
+/// Implemented for every such function; nothing else is meant to implement it.
+#[diagnostic::on_unimplemented(
+    message = "this function cannot handle many events",
+    note = "such a handler is an `async fn(BatchCx<D>, &mut Tx, Vec<E>) -> Result<(), StepError>`, where `Tx` is the transaction of the listener's inbox"
+)]
+pub trait HandleBatch<'t, D, Tx, E: Event>: Send + Sync + 'static {
+    /// What it returns.
+    type Future: Future<Output = Result<(), StepError>> + Send + 't;
+    /// Calls it.
+    fn call(&self, cx: BatchCx<D>, tx: &'t mut Tx, events: Vec<E>) -> Self::Future;
+}
+
+impl<'t, D, Tx: 't, E, F, Fut> HandleBatch<'t, D, Tx, E> for F
+where
+    E: Event,
+    F: Fn(BatchCx<D>, &'t mut Tx, Vec<E>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<(), StepError>> + Send + 't,
+{
+    type Future = Fut;
+    fn call(&self, cx: BatchCx<D>, tx: &'t mut Tx, events: Vec<E>) -> Fut {
+        self(cx, tx, events)
+    }
+}
+
+enum Handler<Tx> {
+    Each(Each<Tx>),
+    Batch(Batch<Tx>),
+}
+
+type Each<Tx> =
+    Arc<dyn for<'t> Fn(&'t mut Tx, Arc<Message>) -> BoxFuture<'t, Result<Encoded, StepError>> + Send + Sync>;
+
+fn read<E: Event>(message: &Message) -> Result<E, StepError> {
+    serde_json::from_slice(&message.data)
+        .map_err(|error| StepError::fail(format!("the payload is no {}: {error}", E::TYPE)))
+}
 
 /// Handles events behind the barrier: each at most once, in the transaction that its handler writes in, and in the order of its key.
 ///
@@ -102,7 +173,8 @@ pub struct Listener<I: Inbox, D> {
     name: String,
     inbox: I,
     deps: Arc<D>,
-    handlers: HashMap<&'static str, (&'static str, Handler<D, I::Tx>)>,
+    /// With their topics.
+    handlers: HashMap<&'static str, (&'static str, Handler<I::Tx>)>,
     topics: BTreeSet<&'static str>,
     allowed: Duration,
 }
@@ -121,18 +193,50 @@ impl<I: Inbox, D: Send + Sync + 'static> Listener<I, D> {
     }
 
     /// The function that handles events of a type. A second one for the same type takes the first one's place.
-    pub fn on<E: Event>(mut self, handler: impl for<'t> HandleEvent<'t, D, I::Tx, E>) -> Self {
-        let handler = Arc::new(handler);
-        let erased: Handler<D, I::Tx> = Arc::new(move |cx, tx, message| {
-            let handler = handler.clone();
+    pub fn on<E: Event>(self, handler: impl for<'t> HandleEvent<'t, D, I::Tx, E>) -> Self {
+        let (handler, deps) = (Arc::new(handler), self.deps.clone());
+        self.insert::<E>(Handler::Each(Arc::new(move |tx, message| {
+            let (handler, deps) = (handler.clone(), deps.clone());
             Box::pin(async move {
-                let event = serde_json::from_slice::<E>(&message.data)
-                    .map_err(|error| StepError::fail(format!("the payload is no {}: {error}", E::TYPE)))?;
-                handler.call(cx, tx, event).await?;
+                let event = read(&message)?;
+                handler.call(EventCx { deps, message }, tx, event).await?;
                 Ok(Encoded::null())
             })
-        });
-        self.handlers.insert(E::TYPE, (E::TOPIC, erased));
+        })))
+    }
+
+    /// The function that handles all events of a type that have come by now, 50 at most, in one call: for what a database does with many rows as easily as with one. A second one for the
+    /// same type takes the first one's place.
+    ///
+    /// Each event is handled at most once, like all: those that were handled before are not among them. If the call fails, what it wrote is rolled back and the function is called with each event
+    /// alone, so that one that cannot be handled is in nobody's way. Events of one key are never in one call. An inbox may have no use for this, and always hand over one.
+    ///
+    /// ```
+    /// # use saga_core::{StepError, participant::*};
+    /// # use serde::{Deserialize, Serialize};
+    /// # #[derive(Serialize, Deserialize)] struct Shipped { order: u64 }
+    /// # impl Event for Shipped { const TYPE: &'static str = "shipped.v1"; const TOPIC: &'static str = "delivery.events"; }
+    /// # type Tx = ();
+    /// async fn shipped(_: BatchCx<()>, _db: &mut Tx, events: Vec<Shipped>) -> Result<(), StepError> {
+    ///     let _orders: Vec<u64> = events.iter().map(|event| event.order).collect();
+    ///     Ok(()) // INSERT INTO notification (order_id) SELECT unnest($1)
+    /// }
+    /// let listener = Listener::new("notification", MemoryInbox::default(), ()).on_batch(shipped);
+    /// # let _ = listener;
+    /// ```
+    pub fn on_batch<E: Event>(self, handler: impl for<'t> HandleBatch<'t, D, I::Tx, E>) -> Self {
+        let (handler, deps) = (Arc::new(handler), self.deps.clone());
+        self.insert::<E>(Handler::Batch(Arc::new(move |tx, messages| {
+            let (handler, deps) = (handler.clone(), deps.clone());
+            Box::pin(async move {
+                let events = messages.iter().map(|message| read(message)).collect::<Result<_, _>>()?;
+                handler.call(BatchCx::new(messages, deps), tx, events).await
+            })
+        })))
+    }
+
+    fn insert<E: Event>(mut self, handler: Handler<I::Tx>) -> Self {
+        self.handlers.insert(E::TYPE, (E::TOPIC, handler));
         self.topics.insert(E::TOPIC);
         self
     }
@@ -163,18 +267,23 @@ struct Listening<I: Inbox, D> {
 impl<I: Inbox, D: Send + Sync + 'static> Listening<I, D> {
     /// An event is a command without an answer: what the barrier is kept by is made of its source and id.
     fn job(&self, message: &Message) -> Option<Job<I::Tx>> {
-        let (topic, handler) = self.listener.handlers.get(message.kind.as_str())?.clone();
-        let (deps, event) = (self.listener.deps.clone(), Arc::new(message.clone()));
+        let (topic, handler) = self.listener.handlers.get(message.kind.as_str())?;
         let id = CommandId { saga: identity(message), step: format!("event {}", self.listener.name), generation: 0 };
+        let (allowed, event) = (self.listener.allowed, Arc::new(message.clone()));
         let origin = event.clone();
-        let job = Job::new(id, Op::Do, self.listener.allowed, move |tx, _| {
-            handler(EventCx { deps: deps.clone(), message: event.clone() }, tx, event.clone())
-        });
+        let job = match handler {
+            Handler::Each(handler) => {
+                let handler = handler.clone();
+                Job::new(id, Op::Do, allowed, move |tx, _| handler(tx, event.clone()))
+            }
+            Handler::Batch(handler) => Job::in_batch(id, allowed, handler.clone(), event),
+        };
         Some(job.of(&self.tracing, topic, origin))
     }
 
-    /// Handles events that are all of different keys, so that none of them has to wait for another.
-    async fn handle(&self, run: &[(usize, &Message)], verdicts: &mut [Verdict]) -> Result<(), Unavailable> {
+    /// Handles events that are all of different keys, so that none of them has to wait for another: those of one type after each other, for a function may take them all.
+    async fn handle(&self, mut run: Vec<(usize, &Message)>, verdicts: &mut [Verdict]) -> Result<(), Unavailable> {
+        run.sort_by_key(|(_, message)| &message.kind);
         let job = |&(place, message): &(usize, &Message)| Some((place, self.job(message)?));
         let (mut places, mut jobs): (Vec<usize>, Vec<Job<I::Tx>>) = run.iter().filter_map(job).unzip();
         for attempt in 1.. {
@@ -209,8 +318,8 @@ impl<I: Inbox, D: Send + Sync + 'static> Receiver for Listening<I, D> {
         while !left.is_empty() {
             let mut keys = HashSet::new();
             let different = left.iter().take_while(|(_, message)| keys.insert(&message.key)).count();
-            let run: Vec<_> = left.drain(..different).collect();
-            self.handle(&run, &mut verdicts).await?;
+            let run = left.drain(..different).collect();
+            self.handle(run, &mut verdicts).await?;
         }
         Ok(verdicts)
     }

@@ -67,7 +67,7 @@ mod listener;
 mod memory;
 
 pub use host::{CommandCx, Handle, Participant, Participating};
-pub use listener::{EventCx, HandleEvent, Listener};
+pub use listener::{BatchCx, EventCx, HandleBatch, HandleEvent, Listener};
 pub use memory::MemoryInbox;
 
 use crate::{
@@ -122,6 +122,8 @@ pub trait Event: Payload {
 ///
 /// Two jobs of one id never run at once, on however many nodes. Kept is what is durable when `handle` returns. A job that fails, panics or takes too
 /// long changes nothing for the others of its batch.
+///
+/// Jobs of different ids that [go together](Job::goes_with) may be done in [one call](Job::work_together). If that fails, what it wrote is rolled back, and each is done by itself.
 #[async_trait]
 pub trait Inbox: Send + Sync + 'static {
     /// The transaction that a handler writes in.
@@ -155,8 +157,17 @@ struct Origin {
 }
 
 /// What a job does. May be called again after what it wrote was rolled back.
-type Work<Tx> =
-    Arc<dyn for<'t> Fn(&'t mut Tx, Option<Encoded>) -> BoxFuture<'t, Result<Encoded, StepError>> + Send + Sync>;
+enum Work<Tx> {
+    Each(Each<Tx>),
+    /// With what this job adds to the call.
+    Batch(Batch<Tx>, Arc<Message>),
+}
+
+type Each<Tx> =
+    Box<dyn for<'t> Fn(&'t mut Tx, Option<Encoded>) -> BoxFuture<'t, Result<Encoded, StepError>> + Send + Sync>;
+/// What many jobs do in one call.
+type Batch<Tx> =
+    Arc<dyn for<'t> Fn(&'t mut Tx, Vec<Arc<Message>>) -> BoxFuture<'t, Result<(), StepError>> + Send + Sync>;
 
 /// How the work of a [`Job`] ended.
 #[derive(Debug)]
@@ -173,7 +184,12 @@ impl<Tx: Send + 'static> Job<Tx> {
     where
         W: for<'t> Fn(&'t mut Tx, Option<Encoded>) -> BoxFuture<'t, Result<Encoded, StepError>> + Send + Sync + 'static,
     {
-        Self { id, op, work: Arc::new(work), allowed, origin: None }
+        Self { id, op, work: Work::Each(Box::new(work)), allowed, origin: None }
+    }
+
+    /// A job that one call can do with others of the same work.
+    pub(crate) const fn in_batch(id: CommandId, allowed: Duration, work: Batch<Tx>, message: Arc<Message>) -> Self {
+        Self { id, op: Op::Do, work: Work::Batch(work, message), allowed, origin: None }
     }
 
     /// The same, as part of the trace of a message.
@@ -192,29 +208,68 @@ impl<Tx: Send + 'static> Job<Tx> {
         self.allowed
     }
 
+    /// Whether one call can do this job and another: they are events for [the same function](Listener::on_batch).
+    pub fn goes_with(&self, other: &Self) -> bool {
+        matches!((&self.work, &other.work), (Work::Batch(one, _), Work::Batch(other, _)) if Arc::ptr_eq(one, other))
+    }
+
     /// Does the work; `kept` is the reply that was kept when the command was done, for an undo.
     pub async fn work(&self, tx: &mut Tx, kept: Option<Encoded>) -> Worked {
-        let Some(Origin { tracing, topic, message, done }) = &self.origin else {
-            return self.attempt(tx, kept).await;
+        let work = async {
+            match &self.work {
+                Work::Each(work) => work(tx, kept).await,
+                Work::Batch(work, message) => work(tx, vec![message.clone()]).await.map(|()| Encoded::null()),
+            }
         };
-        let context = tracing.process(topic, message);
-        let worked = self.attempt(tx, kept).with_context(context.clone()).await;
-        match &worked {
-            Worked::Returned(Ok(_)) => {}
-            Worked::Returned(Err(error)) => trace::failed(&context, &error.to_string()),
-            Worked::Broke(error) => trace::failed(&context, error),
-        }
-        context.span().end();
-        *done.lock().unwrap_or_else(PoisonError::into_inner) = Some(context);
+        let Some((origin, context)) = self.begin() else { return self.attempt(work).await };
+        let worked = self.attempt(work).with_context(context.clone()).await;
+        end(&context, &worked);
+        *origin.done.lock().unwrap_or_else(PoisonError::into_inner) = Some(context);
         worked
     }
 
-    async fn attempt(&self, tx: &mut Tx, kept: Option<Encoded>) -> Worked {
-        let work = AssertUnwindSafe(async { (self.work)(tx, kept).await }).catch_unwind();
-        match timeout(self.allowed, work).await {
+    /// Does the work of jobs that [go together](Self::goes_with) in one call. Each has a span for it, and the call itself is a part of no event's trace. If they do not, nothing is done, and the
+    /// work returns an error.
+    pub async fn work_together(jobs: &[&Self], tx: &mut Tx) -> Worked {
+        let message = |job: &&Self| match &job.work {
+            Work::Batch(_, message) if job.goes_with(jobs[0]) => Some(message.clone()),
+            _ => None,
+        };
+        let (Some(first), Some(messages)) = (jobs.first(), jobs.iter().map(message).collect()) else {
+            return Worked::Returned(Err(StepError::unknown("these jobs do not go together")));
+        };
+        let contexts: Vec<Context> = jobs.iter().filter_map(|job| Some(job.begin()?.1)).collect();
+        let work = async {
+            match &first.work {
+                Work::Batch(work, _) => work(tx, messages).await.map(|()| Encoded::null()),
+                Work::Each(work) => work(tx, None).await,
+            }
+        };
+        let worked = first.attempt(work).await;
+        contexts.iter().for_each(|context| end(context, &worked));
+        worked
+    }
+
+    /// What it came with, and the span of its work.
+    fn begin(&self) -> Option<(&Origin, Context)> {
+        let origin = self.origin.as_ref()?;
+        Some((origin, origin.tracing.process(origin.topic, &origin.message)))
+    }
+
+    async fn attempt(&self, work: impl Future<Output = Result<Encoded, StepError>>) -> Worked {
+        match timeout(self.allowed, AssertUnwindSafe(work).catch_unwind()).await {
             Ok(Ok(returned)) => Worked::Returned(returned),
             Ok(Err(panic)) => Worked::Broke(shortened(format!("it panicked: {}", panic_message(&*panic)))),
             Err(_) => Worked::Broke(format!("it was not done within {:?}", self.allowed)),
         }
     }
+}
+
+fn end(context: &Context, worked: &Worked) {
+    match worked {
+        Worked::Returned(Ok(_)) => {}
+        Worked::Returned(Err(error)) => trace::failed(context, &error.to_string()),
+        Worked::Broke(error) => trace::failed(context, error),
+    }
+    context.span().end();
 }

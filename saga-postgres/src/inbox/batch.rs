@@ -9,7 +9,11 @@ use saga_core::{
     store::StoreError,
 };
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row, pool::PoolConnection};
-use std::{collections::BTreeMap, error::Error, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
+    time::Duration,
+};
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
@@ -180,34 +184,22 @@ impl PgInbox {
     ) -> Result<Done, Trouble> {
         let begun = connection.begin_with(AssertSqlSafe(begin(jobs))).await;
         let mut tx = begun.map_err(|error| before_work(&error))?;
-        let mut entries = self.enter(&mut tx, transaction, jobs).await?;
+        let entries = self.enter(&mut tx, transaction, jobs).await?;
+        let mut working = Working { tx: &mut tx, entries, at_savepoint: false };
         let (mut answers, mut contended) = (Vec::with_capacity(jobs.len()), None);
-        let mut at_savepoint = false;
-        for job in jobs {
-            let entry = entries.entry(job.id.clone()).or_default();
-            let kept = match entry.next(job.op) {
-                Next::Answer(answer) => {
-                    answers.push(answer);
-                    continue;
-                }
-                Next::Work(kept) => kept,
-            };
-            if !at_savepoint {
-                let savepoint = sqlx::raw_sql("SAVEPOINT saga_job").execute(&mut *tx).await;
-                savepoint.map_err(|error| trouble(&error))?;
-                at_savepoint = true;
-            }
-            match work(&mut tx, job, kept, jobs.len() == 1).await? {
-                Worth::Keeping(answer) => {
-                    entry.keep(job.op, &answer);
-                    answers.push(answer);
-                }
-                Worth::AnotherTry(answer) => {
-                    contended = Some(answer);
-                    break;
+        'all: for group in jobs.chunk_by(Job::goes_with) {
+            working.together(group).await?;
+            for job in group {
+                match working.one(job, jobs.len() == 1).await? {
+                    Worth::Keeping(answer) => answers.push(answer),
+                    Worth::AnotherTry(answer) => {
+                        contended = Some(answer);
+                        break 'all;
+                    }
                 }
             }
         }
+        let Working { entries, .. } = working;
         self.keep(&mut tx, &entries).await?;
         tx.commit().await.map_err(|error| trouble(&error))?;
         Ok(Done { answers, contended })
@@ -260,6 +252,66 @@ enum Worth {
     Keeping(Answer),
     /// Others were in the way.
     AnotherTry(Answer),
+}
+
+/// A transaction in the middle of its jobs.
+struct Working<'t> {
+    tx: &'t mut PgConnection,
+    entries: BTreeMap<CommandId, Entry>,
+    /// Whether nothing was written since the last one.
+    at_savepoint: bool,
+}
+
+impl Working<'_> {
+    /// Does in one call what is new among jobs that go together, so that they are as if they had been done before. If that fails, nothing was done, and they are left to be done one by one.
+    async fn together(&mut self, jobs: &[Job<PgConnection>]) -> Result<(), Trouble> {
+        let is_new = |job: &&Job<PgConnection>| self.entries.get(&job.id).is_none_or(Entry::is_empty);
+        let new: Vec<&Job<PgConnection>> = jobs.iter().filter(is_new).collect();
+        let different: BTreeSet<&CommandId> = new.iter().map(|job| &job.id).collect();
+        if new.len() < 2 || different.len() < new.len() {
+            return Ok(());
+        }
+        self.savepoint().await?;
+        let failed = match Job::work_together(&new, self.tx).await {
+            Worked::Broke(reason) => return Err(Trouble::Broke(reason)),
+            Worked::Returned(Ok(reply)) => match released(self.tx).await? {
+                Ok(()) => {
+                    let answer = Answer::Success(reply);
+                    for job in new {
+                        self.entries.entry(job.id.clone()).or_default().keep(job.op, &answer);
+                    }
+                    return Ok(());
+                }
+                Err(reason) => reason,
+            },
+            Worked::Returned(Err(error)) => error.to_string(),
+        };
+        tracing::warn!(jobs = new.len(), reason = failed, "they failed together, and are done one by one");
+        roll_back(self.tx).await
+    }
+
+    /// Does a job's work, if it has to be done.
+    async fn one(&mut self, job: &Job<PgConnection>, alone: bool) -> Result<Worth, Trouble> {
+        let kept = match self.entries.entry(job.id.clone()).or_default().next(job.op) {
+            Next::Answer(answer) => return Ok(Worth::Keeping(answer)),
+            Next::Work(kept) => kept,
+        };
+        self.savepoint().await?;
+        let worth = work(self.tx, job, kept, alone).await?;
+        if let Worth::Keeping(answer) = &worth {
+            self.entries.entry(job.id.clone()).or_default().keep(job.op, answer);
+        }
+        Ok(worth)
+    }
+
+    async fn savepoint(&mut self) -> Result<(), Trouble> {
+        if !self.at_savepoint {
+            let savepoint = sqlx::raw_sql("SAVEPOINT saga_job").execute(&mut *self.tx).await;
+            savepoint.map_err(|error| trouble(&error))?;
+            self.at_savepoint = true;
+        }
+        Ok(())
+    }
 }
 
 /// Does a job's work, and leaves the transaction at a new savepoint.
