@@ -2,7 +2,7 @@ use crate::{PgStore, store::Plans};
 use async_trait::async_trait;
 use saga_core::{
     Error, Saga, SagaId, Sagas, Started,
-    store::{Posted, StoreError},
+    store::{Posted, Start, StoreError},
 };
 use sqlx::PgConnection;
 
@@ -38,6 +38,17 @@ pub trait InTransaction<S: Saga> {
         input: S::Input,
     ) -> Result<Started<S>, Error>;
 
+    /// [`submit_in`](Self::submit_in) of many, which [`Sagas::to_start`] has made: in one statement, with an answer to each in their order.
+    ///
+    /// # Errors
+    /// As [`submit_in`](Self::submit_in), where a key that was [taken](Error::KeyTaken) is only its own saga's.
+    async fn start_in(
+        &self,
+        store: &PgStore,
+        tx: &mut PgConnection,
+        sagas: &[Start],
+    ) -> Result<Vec<Result<Started<S>, Error>>, Error>;
+
     /// [`Sagas::cancel`], in a transaction. It holds up nobody, however long the transaction stays open. Call [`PgStore::wake_cancelled`] after the commit, or the saga hears of it at the next
     /// poll.
     ///
@@ -56,9 +67,22 @@ impl<S: Saga> InTransaction<S> for Sagas<S> {
         input: S::Input,
     ) -> Result<Started<S>, Error> {
         let start = self.to_start(key, &input)?;
-        let mut answers = store.start_on(tx, Plans::Fresh, std::slice::from_ref(&start)).await?;
-        let answer = answers.pop().ok_or_else(|| StoreError::Unavailable("the store gave no answer".into()))?;
-        self.has_started(&start, answer).await
+        let started = self.start_in(store, tx, &[start]).await?.pop();
+        started.ok_or_else(|| StoreError::Unavailable("the store gave no answer".into()))?
+    }
+
+    async fn start_in(
+        &self,
+        store: &PgStore,
+        tx: &mut PgConnection,
+        sagas: &[Start],
+    ) -> Result<Vec<Result<Started<S>, Error>>, Error> {
+        let answers = store.start_on(tx, Plans::Fresh, sagas).await?;
+        let mut started = Vec::with_capacity(sagas.len());
+        for (start, answer) in sagas.iter().zip(answers) {
+            started.push(self.has_started(start, answer).await);
+        }
+        Ok(started)
     }
 
     async fn cancel_in(&self, store: &PgStore, tx: &mut PgConnection, saga: SagaId, reason: &str) -> Result<(), Error> {

@@ -6,10 +6,10 @@ mod common;
 
 use common::{Order, Setup, definition, entry, fresh, start};
 use saga_core::{
-    Engine, Outcome, WorkerId,
+    Engine, Error, Outcome, WorkerId,
     store::{Appended, Store, StoreError},
 };
-use saga_postgres::{PgStore, testing};
+use saga_postgres::{InTransaction, PgStore, testing};
 use sqlx::AssertSqlSafe;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -105,4 +105,34 @@ async fn a_store_with_one_connection_works() {
     sleep(SECOND).await;
     store.migrate().await.unwrap();
     start(&store, "k", None).await;
+}
+
+#[tokio::test]
+async fn sagas_that_are_started_together_are_answered_one_by_one() {
+    let Setup { store, .. } = fresh(|_, sql| sql).await;
+    let engine = Engine::builder(store.clone()).start().await.unwrap();
+    let orders = engine.sagas::<Order>();
+    let before = orders.submit("before", 1).await.unwrap().id();
+    let start = |key: &str, input| orders.to_start(key, &input).unwrap();
+    let starts = [start("new", 1), start("before", 1), start("before", 2), start("new", 1), start("another", 3)];
+    for commit in [false, true] {
+        let mut tx = store.pool().begin().await.unwrap();
+        let started = orders.start_in(&store, &mut tx, &starts).await.unwrap();
+        let answers: Vec<_> = started.into_iter().map(|saga| saga.map(|saga| (saga.id(), saga.is_new()))).collect();
+        let [new, again, other_input, twice, another] = &answers[..] else { panic!("{answers:?}") };
+        assert_eq!(new.as_ref().unwrap(), &(starts[0].saga, true));
+        assert_eq!(again.as_ref().unwrap(), &(before, false));
+        assert!(matches!(other_input, Err(Error::KeyTaken { saga, .. }) if *saga == before), "{other_input:?}");
+        assert_eq!(twice.as_ref().unwrap(), &(starts[0].saga, false));
+        assert_eq!(another.as_ref().unwrap(), &(starts[4].saga, true));
+        if commit {
+            tx.commit().await.unwrap();
+        } else {
+            tx.rollback().await.unwrap();
+        }
+        for (key, saga) in [("new", starts[0].saga), ("another", starts[4].saga)] {
+            let found = orders.find(key).await.unwrap().map(|saga| saga.id());
+            assert_eq!(found, commit.then_some(saga), "{key}");
+        }
+    }
 }

@@ -189,6 +189,50 @@ async fn a_message_arrives_as_it_was_written() {
 }
 
 #[tokio::test]
+async fn events_of_one_statement_leave_in_their_order_and_as_they_were_written() {
+    let setup = fresh().await;
+    let event = |key: &str, number| setup.outbox.event(key, &Counted(number)).unwrap();
+    let mut decorated = event("b", 2);
+    decorated.message.subject = None;
+    decorated.message.extensions.insert("priority".into(), "high \"quoted\"".into());
+    decorated.message.headers.insert("baggage".into(), "a=1,b=2".into());
+    decorated.topic = "elsewhere".into();
+    let mut sent = vec![event("a", 1), decorated, event("a", 3)];
+    sent.extend((4..40).map(|number| event("a", number)));
+    let mut tx = setup.pool.begin().await.unwrap();
+    setup.outbox.publish_all(&mut tx, sent.clone()).await.unwrap();
+    setup.outbox.publish_all(&mut tx, vec![]).await.unwrap();
+    tx.commit().await.unwrap();
+    let broker = Broker::new();
+    let relay = setup.relay(&broker).await;
+    broker.until_it_has(sent.len()).await;
+    relay.stop().await;
+    let arrived = broker.log();
+    for mut written in sent {
+        // Postgres keeps microseconds.
+        let micros = written.message.time.timestamp_micros();
+        written.message.time = chrono::DateTime::from_timestamp_micros(micros).unwrap();
+        let found = arrived.iter().find(|arrived| arrived.message.id == written.message.id).unwrap();
+        assert_eq!((&found.topic, &found.message), (&written.topic, &written.message));
+    }
+    assert_eq!(broker.of_key("a"), [&[1], &(3..40).collect::<Vec<_>>()[..]].concat());
+}
+
+#[tokio::test]
+async fn one_event_that_cannot_be_written_keeps_back_the_others_of_its_statement() {
+    let setup = fresh().await;
+    let mut large = setup.outbox.event("a", &Counted(2)).unwrap();
+    large.message.data = vec![b'1'; 1_000_001];
+    let events = vec![setup.outbox.event("a", &Counted(1)).unwrap(), large];
+    let mut tx = setup.pool.begin().await.unwrap();
+    let error = setup.outbox.publish_all(&mut tx, events).await.unwrap_err();
+    assert!(matches!(error, OutboxError::TooLarge { .. }), "{error}");
+    setup.outbox.publish(&mut tx, "a", &Counted(3)).await.unwrap();
+    tx.commit().await.unwrap();
+    assert!(setup.is_true("SELECT count(*) = 1 FROM {schema}.saga_outbox").await);
+}
+
+#[tokio::test]
 async fn an_event_that_is_too_large_is_an_error_and_the_transaction_goes_on() {
     let setup = fresh().await;
     let options = PgOutbox::options(setup.pool.clone(), "tests").schema(&setup.schema).max_message_bytes(1000);

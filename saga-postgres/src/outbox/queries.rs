@@ -2,7 +2,7 @@
 
 crate::queries::queries! {
     OutboxQueries:
-    publish
+    publish publish_all
     work lock read sent park vacuum
     lag parked lock_parked lock_shard unpark unpark_topic discard free
 }

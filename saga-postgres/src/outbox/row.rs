@@ -73,17 +73,25 @@ fn map(text: Option<&str>) -> Result<BTreeMap<String, String>, serde_json::Error
     text.map_or_else(|| Ok(BTreeMap::new()), serde_json::from_str)
 }
 
-/// `traceparent`, the other headers, and the extensions, as they are stored; what is empty is not.
-type Maps = (Option<String>, Option<String>, Option<String>);
+/// What is stored otherwise than it stands in a message: its headers but `traceparent` and its extensions as text, and neither if there are none.
+pub(super) struct Columns {
+    pub(super) id: Uuid,
+    pub(super) traceparent: Option<String>,
+    pub(super) headers: Option<String>,
+    pub(super) extensions: Option<String>,
+}
 
-pub(super) fn maps(message: &Message) -> Result<Maps, OutboxError> {
-    let written = |map: &BTreeMap<&String, &String>| match map.is_empty() {
-        true => Ok(None),
-        false => Encoded::of(map).map(|text| Some(text.as_str().to_owned())),
-    };
-    let traceparent = message.headers.get(TRACE_PARENT).cloned();
-    let headers = message.headers.iter().filter(|(name, _)| *name != TRACE_PARENT).collect();
-    Ok((traceparent, written(&headers)?, written(&message.extensions.iter().collect())?))
+impl Columns {
+    pub(super) fn of(id: Uuid, message: &Message) -> Result<Self, OutboxError> {
+        let written = |map: &BTreeMap<&String, &String>| match map.is_empty() {
+            true => Ok(None),
+            false => Encoded::of(map).map(|text| Some(text.as_str().to_owned())),
+        };
+        let traceparent = message.headers.get(TRACE_PARENT).cloned();
+        let headers = message.headers.iter().filter(|(name, _)| *name != TRACE_PARENT).collect();
+        let (headers, extensions) = (written(&headers)?, written(&message.extensions.iter().collect())?);
+        Ok(Self { id, traceparent, headers, extensions })
+    }
 }
 
 /// How many bytes a message has at the broker, at most.
