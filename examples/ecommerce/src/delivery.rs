@@ -12,7 +12,7 @@ use axum::{
     extract::{Query, State},
     routing::get,
 };
-use opentelemetry::{Context, context::FutureExt};
+use opentelemetry::Context;
 use saga_core::{
     StepError,
     participant::{Command, CommandCx, Event, Participant},
@@ -166,11 +166,11 @@ async fn complete(db: &PgPool, outbox: &PgOutbox) -> Result<usize> {
     .fetch_all(&mut *tx)
     .await?;
     let completed = arrived.len();
-    for Arrived { order_id, user_id, traceparent, tracestate, baggage } in arrived {
-        let event = DeliveryCompleted { order_id, user_id };
-        let trace = TraceContext { traceparent, tracestate, baggage }.context();
-        outbox.publish(&mut tx, &order_id.to_string(), &event).with_context(trace).await?;
-    }
+    let events = arrived.into_iter().map(|Arrived { order_id, user_id, traceparent, tracestate, baggage }| {
+        let _in_its_trace = TraceContext { traceparent, tracestate, baggage }.context().attach();
+        outbox.event(&order_id.to_string(), &DeliveryCompleted { order_id, user_id })
+    });
+    outbox.publish_all(&mut tx, events.collect::<Result<_, _>>()?).await?;
     outbox.commit(tx).await?;
     Ok(completed)
 }

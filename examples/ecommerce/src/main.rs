@@ -27,6 +27,7 @@ mod saga;
 mod serve;
 mod service;
 mod telemetry;
+mod together;
 mod tour;
 mod twice;
 mod user;

@@ -15,7 +15,7 @@ use axum::{
 };
 use saga_core::{
     StepError,
-    participant::{EventCx, Listener},
+    participant::{BatchCx, Listener},
     transport::Transport,
 };
 use saga_postgres::PgInbox;
@@ -49,35 +49,48 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>) -> Result<()> {
         .route("/consistency", get(consistency))
         .route("/openapi.json", service::openapi(include_str!("../openapi/notification.json")))
         .with_state(db.clone());
-    let listener = Listener::new(NAME, inbox, ()).on(created).on(cancelled).on(started).on(completed);
+    let listener = Listener::new(NAME, inbox, ());
+    let listener = listener.on_batch(created).on_batch(cancelled).on_batch(started).on_batch(completed);
     site.take_part(router, db, listener.start(kafka).await?).await
 }
 
-async fn created(_: EventCx<()>, db: &mut PgConnection, order: OrderCreated) -> Result<(), StepError> {
-    notify(db, order.order_id, order.user_id, "MAIL", "We have your order.").await
+async fn created(_: BatchCx<()>, db: &mut PgConnection, orders: Vec<OrderCreated>) -> Result<(), StepError> {
+    let told = orders.iter().map(|order| (order.order_id, order.user_id));
+    notify(db, told.unzip(), "MAIL", "We have your order.").await
 }
 
-async fn cancelled(_: EventCx<()>, db: &mut PgConnection, order: OrderCancelled) -> Result<(), StepError> {
-    notify(db, order.order_id, order.user_id, "MAIL", "Your order was cancelled.").await
+async fn cancelled(_: BatchCx<()>, db: &mut PgConnection, orders: Vec<OrderCancelled>) -> Result<(), StepError> {
+    let told = orders.iter().map(|order| (order.order_id, order.user_id));
+    notify(db, told.unzip(), "MAIL", "Your order was cancelled.").await
 }
 
-async fn started(_: EventCx<()>, db: &mut PgConnection, delivery: DeliveryStarted) -> Result<(), StepError> {
-    notify(db, delivery.order_id, delivery.user_id, "SMS", "Your order is on its way.").await
+async fn started(_: BatchCx<()>, db: &mut PgConnection, deliveries: Vec<DeliveryStarted>) -> Result<(), StepError> {
+    let told = deliveries.iter().map(|delivery| (delivery.order_id, delivery.user_id));
+    notify(db, told.unzip(), "SMS", "Your order is on its way.").await
 }
 
-async fn completed(_: EventCx<()>, db: &mut PgConnection, delivery: DeliveryCompleted) -> Result<(), StepError> {
-    notify(db, delivery.order_id, delivery.user_id, "SMS", "Your order has arrived.").await
+async fn completed(_: BatchCx<()>, db: &mut PgConnection, deliveries: Vec<DeliveryCompleted>) -> Result<(), StepError> {
+    let told = deliveries.iter().map(|delivery| (delivery.order_id, delivery.user_id));
+    notify(db, told.unzip(), "SMS", "Your order has arrived.").await
 }
 
-/// Stands for sending it.
-async fn notify(db: &mut PgConnection, order: Uuid, user: i64, channel: &str, message: &str) -> Result<(), StepError> {
-    sqlx::query("INSERT INTO notification (order_id, user_id, channel, message) VALUES ($1, $2, $3, $4)")
-        .bind(order)
-        .bind(user)
-        .bind(channel)
-        .bind(message)
-        .execute(db)
-        .await?;
+/// Stands for sending it, to the users of these orders.
+async fn notify(
+    db: &mut PgConnection,
+    (orders, users): (Vec<Uuid>, Vec<i64>),
+    channel: &str,
+    message: &str,
+) -> Result<(), StepError> {
+    sqlx::query(
+        "INSERT INTO notification (order_id, user_id, channel, message)
+         SELECT order_id, user_id, $3, $4 FROM unnest($1::uuid[], $2::bigint[]) AS told (order_id, user_id)",
+    )
+    .bind(orders)
+    .bind(users)
+    .bind(channel)
+    .bind(message)
+    .execute(db)
+    .await?;
     Ok(())
 }
 

@@ -15,6 +15,7 @@ use crate::{
     problem::Problem,
     saga::{OrderSaga, OrderSagaOverKafka, PlaceOrder, Shop},
     service::{self, Consistency, GRACE, OfUser, Site},
+    together::Together,
 };
 use asking::Asking;
 use axum::{
@@ -27,12 +28,16 @@ use axum::{
 };
 use chrono::{DateTime, Utc};
 use following::Wait;
-use saga_core::{Engine, Outcome, SagaId, Sagas, StepError, machine::Status, participant::Event, transport::Transport};
+use placing::{Placing, Writing};
+use saga_core::{
+    Engine, Outcome, Saga, SagaId, Sagas, Started, StepError, machine::Status, participant::Event, store::Start,
+    transport::Transport,
+};
 use saga_postgres::{InTransaction, PgOutbox, PgStore};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::{FromRow, PgConnection, PgExecutor, PgPool};
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -114,6 +119,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>, others: Others, way: W
     let figures = Arc::new(figures::Orders::new());
     let shop = Arc::new(Shop {
         orders: db.clone(),
+        confirming: confirming(&db),
         outbox: outbox.clone(),
         inventory: Participant::at(others.inventory),
         payment: Participant::at(others.payment),
@@ -129,6 +135,8 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>, others: Others, way: W
         .await?;
     let sagas = OrderSagas { over_http: engine.sagas(), over_kafka: engine.sagas(), new_ones: way };
     let asking = Arc::new(Asking::at(others.user, others.product));
+    let placing =
+        Writing { db: db.clone(), store: store.clone(), outbox: outbox.clone(), sagas: sagas.clone() }.together();
     let router = Router::new()
         .route("/orders/{id}", get(one))
         .route("/orders/{id}/history", get(history))
@@ -140,10 +148,10 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>, others: Others, way: W
         .route("/openapi.json", service::openapi(include_str!("../openapi/order.json")))
         .with_state(Orders {
             db: db.clone(),
-            store,
             outbox: outbox.clone(),
             sagas,
             asking,
+            placing: Arc::new(placing),
             figures,
             stop: site.door.stop.clone(),
         });
@@ -163,10 +171,10 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>, others: Others, way: W
 #[derive(Clone)]
 struct Orders {
     db: PgPool,
-    store: PgStore,
     outbox: PgOutbox,
     sagas: OrderSagas,
     asking: Arc<Asking>,
+    placing: Arc<Together<Placing, Known>>,
     figures: Arc<figures::Orders>,
     stop: CancellationToken,
 }
@@ -180,26 +188,23 @@ struct OrderSagas {
 }
 
 impl OrderSagas {
-    /// Says which saga it is, and whether it is new.
-    async fn submit(
-        &self,
-        store: &PgStore,
-        tx: &mut PgConnection,
-        key: &str,
-        order: PlaceOrder,
-    ) -> Result<(SagaId, bool), saga_core::Error> {
+    fn to_start(&self, key: &str, order: &PlaceOrder) -> Result<Start, saga_core::Error> {
+        match self.new_ones {
+            Way::Kafka => self.over_kafka.to_start(key, order),
+            Way::Http => self.over_http.to_start(key, order),
+        }
+    }
+
+    /// Says of each which saga it is, and whether it is new.
+    async fn start(&self, store: &PgStore, tx: &mut PgConnection, sagas: &[Start]) -> Result<Vec<Known>, Problem> {
         Ok(match self.new_ones {
-            Way::Kafka => {
-                self.over_kafka.submit_in(store, tx, key, order).await.map(|saga| (saga.id(), saga.is_new()))?
-            }
-            Way::Http => {
-                self.over_http.submit_in(store, tx, key, order).await.map(|saga| (saga.id(), saga.is_new()))?
-            }
+            Way::Kafka => known(self.over_kafka.start_in(store, tx, sagas).await?),
+            Way::Http => known(self.over_http.start_in(store, tx, sagas).await?),
         })
     }
 
-    async fn find(&self, key: &str) -> Result<bool, saga_core::Error> {
-        Ok(self.over_kafka.find(key).await?.is_some())
+    async fn find(&self, key: &str) -> Result<Option<SagaId>, saga_core::Error> {
+        Ok(self.over_kafka.find(key).await?.map(|saga| saga.id()))
     }
 
     async fn status(&self, saga: SagaId) -> Result<Status, saga_core::Error> {
@@ -221,8 +226,15 @@ impl OrderSagas {
     }
 }
 
+/// A saga, and whether it is new; or why there is none.
+type Known = Result<(SagaId, bool), Problem>;
+
+fn known<S: Saga>(sagas: Vec<Result<Started<S>, saga_core::Error>>) -> Vec<Known> {
+    sagas.into_iter().map(|saga| saga.map(|saga| (saga.id(), saga.is_new())).map_err(Problem::from)).collect()
+}
+
 /// An order as it was placed, and what became of it.
-#[derive(Serialize, FromRow)]
+#[derive(Clone, Serialize, FromRow)]
 #[serde(rename_all = "camelCase")]
 struct Row {
     id: Uuid,
@@ -246,20 +258,23 @@ impl Row {
         order
     }
 
-    async fn insert(&self, tx: &mut PgConnection) -> Result<(), sqlx::Error> {
-        sqlx::query("INSERT INTO orders VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)")
-            .bind(self.id)
-            .bind(self.user_id)
-            .bind(self.product_id)
-            .bind(&self.product)
-            .bind(self.unit_price)
-            .bind(self.quantity)
-            .bind(self.total)
-            .bind(&self.currency)
-            .bind(self.user_checked)
-            .bind(&self.state)
-            .execute(tx)
-            .await?;
+    async fn insert(rows: &[Self], tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+        sqlx::query(
+            "INSERT INTO orders
+             SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[], $8::text[], $9::boolean[], $10::text[])",
+        )
+        .bind(rows.iter().map(|row| row.id).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.user_id).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.product_id).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.product.as_str()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.unit_price).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.quantity).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.total).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.currency.as_str()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.user_checked).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.state.as_str()).collect::<Vec<_>>())
+        .execute(tx)
+        .await?;
         Ok(())
     }
 }
@@ -327,23 +342,28 @@ impl From<saga_core::Error> for Problem {
     }
 }
 
-/// For the saga: what is to be paid.
-pub async fn total(db: &PgPool, saga: SagaId) -> Result<Money, sqlx::Error> {
-    let total = sqlx::query_as("SELECT total, currency FROM orders WHERE id = $1").bind(saga.as_uuid());
-    let (amount, currency) = total.fetch_one(db).await?;
-    Ok(Money { amount, currency })
+/// For the saga: the order's state is a copy of the saga's, for queries. A repeat changes nothing. Says which were changed.
+async fn change(db: impl PgExecutor<'_>, orders: &[Uuid], state: &str) -> Result<HashSet<Uuid>, sqlx::Error> {
+    let changed = sqlx::query_scalar(
+        "UPDATE orders SET state = $2, ended_at = clock_timestamp() WHERE id = ANY ($1) AND state = 'PENDING' RETURNING id",
+    );
+    Ok(changed.bind(orders).bind(state).fetch_all(db).await?.into_iter().collect())
 }
 
-/// For the saga: the order's state is a copy of the saga's, for queries. A repeat changes nothing.
-async fn change(db: impl PgExecutor<'_>, saga: SagaId, state: &str) -> Result<bool, sqlx::Error> {
-    let changed =
-        sqlx::query("UPDATE orders SET state = $2, ended_at = clock_timestamp() WHERE id = $1 AND state = 'PENDING'");
-    Ok(changed.bind(saga.as_uuid()).bind(state).execute(db).await?.rows_affected() == 1)
+fn confirming(db: &PgPool) -> Together<SagaId, bool> {
+    let db = db.clone();
+    Together::new(move |orders| confirm_all(db.clone(), orders))
+}
+
+async fn confirm_all(db: PgPool, orders: Vec<SagaId>) -> Result<Vec<bool>, Problem> {
+    let ids: Vec<Uuid> = orders.iter().map(|order| order.as_uuid()).collect();
+    let changed = change(&db, &ids, "CONFIRMED").await?;
+    Ok(ids.iter().map(|id| changed.contains(id)).collect())
 }
 
 /// For the saga. The delivery service tells the customer.
 pub async fn confirm(shop: &Shop, saga: SagaId) -> Result<(), StepError> {
-    if change(&shop.orders, saga, "CONFIRMED").await? {
+    if shop.confirming.run(saga).await? {
         shop.figures.ended(saga, "CONFIRMED");
     }
     Ok(())
@@ -352,7 +372,7 @@ pub async fn confirm(shop: &Shop, saga: SagaId) -> Result<(), StepError> {
 /// For the saga. Others are told in the same transaction.
 pub async fn cancel(shop: &Shop, saga: SagaId, user_id: i64) -> Result<(), StepError> {
     let mut tx = shop.orders.begin().await?;
-    let changed = change(&mut *tx, saga, "CANCELLED").await?;
+    let changed = change(&mut *tx, &[saga.as_uuid()], "CANCELLED").await?.contains(&saga.as_uuid());
     if changed {
         let cancelled = OrderCancelled { order_id: saga.as_uuid(), user_id };
         shop.outbox.publish(&mut tx, &saga.to_string(), &cancelled).await?;
@@ -431,7 +451,8 @@ mod tests {
         outbox.migrate().await?;
         let [inventory, payment, delivery] = ["", "", ""].map(Participant::at);
         let figures = Arc::new(figures::Orders::new());
-        let shop = Shop { orders, outbox: outbox.clone(), inventory, payment, delivery, figures };
+        let confirming = confirming(&orders);
+        let shop = Shop { orders, confirming, outbox: outbox.clone(), inventory, payment, delivery, figures };
         let saga = SagaId::from(Uuid::now_v7());
         let order = Row {
             id: saga.as_uuid(),
@@ -446,7 +467,7 @@ mod tests {
             state: "PENDING".into(),
             ended_at: None,
         };
-        order.insert(&mut *shop.orders.acquire().await?).await?;
+        Row::insert(&[order], &mut *shop.orders.acquire().await?).await?;
         for _ in 0..2 {
             cancel(&shop, saga, 1).await.map_err(|error| error.to_string())?;
             assert_eq!(outbox.lag().await?.waiting, 1);

@@ -9,6 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde_json::json;
+use std::{error::Error, fmt};
 
 const KIND: &str = "application/problem+json";
 /// How much of a refusal that is no problem yet is handed on.
@@ -35,6 +36,14 @@ impl Problem {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
     }
 }
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.detail)
+    }
+}
+
+impl Error for Problem {}
 
 /// Also after a commit that was not answered: so the caller must not take it for "nothing happened".
 impl From<sqlx::Error> for Problem {

@@ -5,6 +5,7 @@ use crate::{
     databases::create_tables,
     problem::Problem,
     service::{self, Consistency, Site},
+    together::Together,
 };
 use axum::{
     Json, Router,
@@ -13,6 +14,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
+use std::sync::Arc;
 
 /// The service's name.
 pub const NAME: &str = "product";
@@ -38,9 +40,13 @@ const SCHEMA: &str = "
 pub async fn serve(site: Site) -> Result<()> {
     let db = site.connect().await?;
     create_tables(&db, SCHEMA).await?;
+    let asked = {
+        let db = db.clone();
+        Arc::new(Together::new(move |ids| with_ids(db.clone(), ids)))
+    };
     let router = Router::new()
         .route("/products", get(products))
-        .route("/products/{id}", get(product))
+        .route("/products/{id}", get(product).with_state(asked))
         .route("/consistency", get(consistency))
         .route("/openapi.json", service::openapi(include_str!("../openapi/product.json")))
         .with_state(db.clone());
@@ -48,7 +54,7 @@ pub async fn serve(site: Site) -> Result<()> {
 }
 
 /// A product, as others see it.
-#[derive(Debug, Serialize, Deserialize, sqlx::FromRow)]
+#[derive(Clone, Debug, Serialize, Deserialize, sqlx::FromRow)]
 pub struct Product {
     pub id: i64,
     pub name: String,
@@ -72,9 +78,18 @@ async fn products(
     Ok(Json(products.bind(category).fetch_all(&db).await?))
 }
 
-async fn product(State(db): State<PgPool>, Path(id): Path<i64>) -> Result<Json<Product>, Problem> {
-    let product = sqlx::query_as("SELECT id, name, price, currency, category FROM product WHERE id = $1").bind(id);
-    Ok(Json(product.fetch_optional(&db).await?.ok_or_else(|| Problem::not_found("there is no such product"))?))
+/// Every order asks for one.
+async fn product(
+    State(asked): State<Arc<Together<i64, Option<Product>>>>,
+    Path(id): Path<i64>,
+) -> Result<Json<Product>, Problem> {
+    Ok(Json(asked.run(id).await?.ok_or_else(|| Problem::not_found("there is no such product"))?))
+}
+
+async fn with_ids(db: PgPool, ids: Vec<i64>) -> Result<Vec<Option<Product>>, Problem> {
+    let found = sqlx::query_as("SELECT id, name, price, currency, category FROM product WHERE id = ANY ($1)");
+    let found: Vec<Product> = found.bind(&ids).fetch_all(&db).await?;
+    Ok(ids.into_iter().map(|id| found.iter().find(|product| product.id == id).cloned()).collect())
 }
 
 /// No order changes anything here.

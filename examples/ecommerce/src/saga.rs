@@ -8,25 +8,29 @@ use crate::{
     money::Money,
     order,
     payment::ChargePayment,
+    together::Together,
 };
-use saga_core::{CompensationCx, Cx, Out, Retry, Saga, SagaBuilder, StepError};
+use saga_core::{CompensationCx, Cx, Out, Retry, Saga, SagaBuilder, SagaId, StepError};
 use saga_postgres::PgOutbox;
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
-/// What a customer asks for. The price is not among it: that is ours.
+/// What a customer asked for, and what it cost then.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PlaceOrder {
     pub user_id: i64,
     pub product_id: i64,
     pub quantity: NonZeroU32,
+    pub total: Money,
 }
 
 /// What the steps work with.
 pub struct Shop {
     pub orders: PgPool,
+    /// Says of each order whether it was not confirmed before.
+    pub confirming: Together<SagaId, bool>,
     pub outbox: PgOutbox,
     pub inventory: Participant,
     pub payment: Participant,
@@ -47,16 +51,12 @@ impl Saga for OrderSaga {
     fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, ()> {
         let for_minutes = patiently().elapsed(Duration::from_secs(120));
 
-        let total = saga.compensatable("place-order").run(place_order).compensate(cancel_order);
+        saga.compensatable("place-order").run(place_order).compensate(cancel_order);
         saga.compensatable("reserve-stock")
             .timeout(Duration::from_secs(5))
             .run(reserve_stock)
             .compensate(release_stock);
-        saga.pivot("charge-payment")
-            .reads(total)
-            .retry(for_minutes)
-            .timeout(Duration::from_secs(5))
-            .run(charge_payment);
+        saga.pivot("charge-payment").retry(for_minutes).timeout(Duration::from_secs(5)).run(charge_payment);
         saga.retriable("start-delivery").retry(patiently().forever()).run(start_delivery);
         saga.retriable("confirm-order").retry(patiently().forever()).run(confirm_order)
     }
@@ -76,14 +76,13 @@ impl Saga for OrderSagaOverKafka {
     fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, ()> {
         let for_minutes = patiently().elapsed(Duration::from_secs(120));
 
-        let total = saga.compensatable("place-order").run(place_order).compensate(cancel_order);
+        saga.compensatable("place-order").run(place_order).compensate(cancel_order);
         saga.compensatable("reserve-stock")
             .command(|PlaceOrder { product_id, quantity, .. }| ReserveStock { product_id, quantity })
             .compensate_command(|_, _| ReleaseStock {});
         saga.pivot("charge-payment")
-            .reads(total)
             .retry(for_minutes)
-            .command(|PlaceOrder { user_id, .. }, due| ChargePayment { user_id, due });
+            .command(|PlaceOrder { user_id, total, .. }| ChargePayment { user_id, due: total });
         saga.retriable("start-delivery")
             .retry(patiently().forever())
             .command(|PlaceOrder { user_id, .. }| StartDelivery { user_id });
@@ -96,11 +95,11 @@ const fn patiently() -> Retry {
 }
 
 /// The order stands since this saga does: one transaction wrote both. From here on it is cancelled if the saga turns back.
-async fn place_order(shop: Cx<Shop>, _: PlaceOrder) -> Result<Money, StepError> {
-    Ok(order::total(&shop.orders, shop.saga_id()).await?)
+async fn place_order(_: Cx<Shop>, _: PlaceOrder) -> Result<(), StepError> {
+    Ok(())
 }
 
-async fn cancel_order(shop: CompensationCx<Shop>, order: PlaceOrder, _: Option<Money>) -> Result<(), StepError> {
+async fn cancel_order(shop: CompensationCx<Shop>, order: PlaceOrder, _: Option<()>) -> Result<(), StepError> {
     order::cancel(&shop, shop.saga_id(), order.user_id).await
 }
 
@@ -117,8 +116,8 @@ async fn release_stock(shop: CompensationCx<Shop>, _: PlaceOrder, _: Option<Rese
     shop.inventory.command("/reservations/release", shop.forward_key(), &ReleaseStock {}).await
 }
 
-async fn charge_payment(shop: Cx<Shop>, order: PlaceOrder, due: Money) -> Result<Money, StepError> {
-    let charge = ChargePayment { user_id: order.user_id, due };
+async fn charge_payment(shop: Cx<Shop>, order: PlaceOrder) -> Result<Money, StepError> {
+    let charge = ChargePayment { user_id: order.user_id, due: order.total };
     shop.payment.command("/payments", shop.idempotency_key(), &charge).await
 }
 

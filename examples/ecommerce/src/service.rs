@@ -12,7 +12,6 @@ use axum::{
     middleware::map_response,
     routing::{MethodRouter, get},
 };
-use opentelemetry::context::FutureExt;
 use saga_core::participant::Participating;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -184,14 +183,6 @@ async fn ready(State(db): State<PgPool>) -> Result<Json<Value>, Problem> {
         Ok(Ok(_)) => Ok(Json(json!({ "status": "up" }))),
         _ => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the database does not answer")),
     }
-}
-
-/// Runs what writes to its end, also when the caller has hung up, as a part of the same trace: half-way it could leave a transaction open on a connection of the pool.
-pub async fn to_its_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Problem>> + Send + 'static,
-) -> Result<T, Problem> {
-    let ended = tokio::spawn(work.with_current_context()).await;
-    ended.unwrap_or_else(|error| Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())))
 }
 
 /// A document that says what the service answers (OpenAPI 3.1). It is written by hand, because annotations in the code would be longer than the code; a test compares the two.

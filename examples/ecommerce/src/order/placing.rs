@@ -1,12 +1,10 @@
 //! Taking an order.
 
 use super::{
-    OrderCreated, Orders, Row,
+    Known, OrderCreated, OrderSagas, Orders, Row,
     following::{Wait, has_ended},
 };
-use crate::{
-    identity::Caller, money::Money, problem::Problem, product::Product, saga::PlaceOrder, service::to_its_end,
-};
+use crate::{identity::Caller, money::Money, problem::Problem, product::Product, saga::PlaceOrder, together::Together};
 use axum::{
     Json,
     extract::{Query, State},
@@ -15,9 +13,11 @@ use axum::{
         header::{HeaderName, LOCATION},
     },
 };
-use saga_core::{SagaId, machine::Status};
+use saga_core::{SagaId, machine::Status, store::Start, transport::Outgoing};
+use saga_postgres::{PgOutbox, PgStore, outbox::OutboxError};
 use serde::Deserialize;
 use serde_json::Value;
+use sqlx::PgPool;
 use std::num::NonZeroU32;
 use uuid::Uuid;
 
@@ -47,9 +47,9 @@ pub async fn submit(
         return Err(Problem::new(StatusCode::FORBIDDEN, "nobody orders for somebody else"));
     }
     let wait = wait.duration()?;
-    let order = checked(&wanted)?;
-    let key = idempotency_key(&headers)?.map_or_else(|| Uuid::now_v7().to_string(), |key| of_user(order.user_id, key));
-    let (saga, placed) = to_its_end(take(orders.clone(), key, order)).await?;
+    let quantity = checked(&wanted)?;
+    let key = idempotency_key(&headers)?.map_or_else(|| Uuid::now_v7().to_string(), |key| of_user(wanted.user_id, key));
+    let (saga, placed) = take(&orders, &key, &wanted, quantity).await?;
     let order = match placed {
         Some(row) if wait.is_zero() => row.told(Status::Running),
         _ => orders.awaited(saga, wait).await?,
@@ -79,71 +79,114 @@ fn of_user(user: i64, key: &str) -> String {
 /// The order's saga, and the order itself if it is new.
 type Placed = (SagaId, Option<Row>);
 
-/// A repeat is answered whatever became of the product or the user meanwhile.
-async fn take(orders: Orders, key: String, order: PlaceOrder) -> Result<Placed, Problem> {
-    match place(&orders, &key, order.clone()).await {
-        Err(_) if orders.sagas.find(&key).await? => repeated(&orders, &key, order).await,
+/// A repeat is answered whatever became of the price, the product or the user meanwhile.
+async fn take(orders: &Orders, key: &str, wanted: &Wanted, quantity: NonZeroU32) -> Result<Placed, Problem> {
+    match place(orders, key, wanted, quantity).await {
+        Err(problem) => match orders.sagas.find(key).await? {
+            Some(saga) => repeated(orders, saga, wanted).await,
+            None => Err(problem),
+        },
         placed => placed,
     }
 }
 
-fn checked(wanted: &Wanted) -> Result<PlaceOrder, Problem> {
+fn checked(wanted: &Wanted) -> Result<NonZeroU32, Problem> {
     let quantity = u32::try_from(wanted.quantity).ok().filter(|quantity| *quantity <= MOST).and_then(NonZeroU32::new);
-    let quantity = quantity.ok_or_else(|| Problem::refused(&format!("the quantity is 1 to {MOST}")))?;
-    Ok(PlaceOrder { user_id: wanted.user_id, product_id: wanted.product_id, quantity })
+    quantity.ok_or_else(|| Problem::refused(&format!("the quantity is 1 to {MOST}")))
 }
 
-/// The order that has this key, if it is the same.
-async fn repeated(orders: &Orders, key: &str, order: PlaceOrder) -> Result<Placed, Problem> {
-    let mut tx = orders.db.begin().await?;
-    let (saga, _) = orders.sagas.submit(&orders.store, &mut tx, key, order).await?;
-    tx.rollback().await?;
-    Ok((saga, None))
-}
-
-/// Writes the order, its saga, and the event that tells others, in one transaction. The others are asked before it: it waits for nobody.
-async fn place(orders: &Orders, key: &str, order: PlaceOrder) -> Result<Placed, Problem> {
-    let asking = &orders.asking;
-    let (user_checked, product) = tokio::try_join!(asking.check_user(order.user_id), asking.product(order.product_id))?;
-    let mut tx = orders.db.begin().await?;
-    let (saga, is_new) = orders.sagas.submit(&orders.store, &mut tx, key, order.clone()).await?;
-    if !is_new {
-        tx.rollback().await?;
-        return Ok((saga, None));
+/// The order that has this key, if it is the same but for its price.
+async fn repeated(orders: &Orders, saga: SagaId, wanted: &Wanted) -> Result<Placed, Problem> {
+    let then: Option<(i64, i64, i64)> =
+        sqlx::query_as("SELECT user_id, product_id, quantity FROM orders WHERE id = $1")
+            .bind(saga.as_uuid())
+            .fetch_optional(&orders.db)
+            .await?;
+    match then == Some((wanted.user_id, wanted.product_id, wanted.quantity)) {
+        true => Ok((saga, None)),
+        false => Err(Problem::refused("this Idempotency-Key is another order's")),
     }
-    let row = priced(saga, &order, product, user_checked)?;
-    row.insert(&mut tx).await?;
-    let created = OrderCreated {
-        order_id: row.id,
-        user_id: row.user_id,
-        product_id: row.product_id,
-        quantity: row.quantity,
-        total: Money { amount: row.total, currency: row.currency.clone() },
-    };
-    orders.outbox.publish(&mut tx, &saga.to_string(), &created).await.map_err(|error| {
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the event cannot be written: {error}"))
-    })?;
-    orders.outbox.commit(tx).await?;
-    orders.store.wake();
-    orders.figures.requests.add(1, &[]);
-    Ok((saga, Some(row)))
 }
 
-/// The order with name and price as they are now: what they will be changes nothing.
-fn priced(saga: SagaId, order: &PlaceOrder, product: Product, user_checked: bool) -> Result<Row, Problem> {
-    let quantity = i64::from(order.quantity.get());
-    let total = product.price.checked_mul(quantity).ok_or_else(|| Problem::refused("that is more than can be paid"))?;
-    Ok(Row {
-        id: saga.as_uuid(),
-        user_id: order.user_id,
-        product_id: product.id,
+/// Prices the order, and has it written. Nobody is asked for anything while it is.
+async fn place(orders: &Orders, key: &str, wanted: &Wanted, quantity: NonZeroU32) -> Result<Placed, Problem> {
+    let &Wanted { user_id, product_id, .. } = wanted;
+    let asking = &orders.asking;
+    let (user_checked, product) = tokio::try_join!(asking.check_user(user_id), asking.product(product_id))?;
+    let total = total(&product, quantity)?;
+    let order = PlaceOrder { user_id, product_id, quantity, total: total.clone() };
+    let start = orders.sagas.to_start(key, &order)?;
+    // With name and price as they are now: what they will be changes nothing.
+    let row = Row {
+        id: start.saga.as_uuid(),
+        user_id,
+        product_id,
         product: product.name,
         unit_price: product.price,
-        quantity,
-        total,
-        currency: product.currency,
+        quantity: wanted.quantity,
+        total: total.amount,
+        currency: total.currency.clone(),
         user_checked,
         state: "PENDING".into(),
         ended_at: None,
-    })
+    };
+    let created = OrderCreated { order_id: row.id, user_id, product_id, quantity: row.quantity, total };
+    let created = orders.outbox.event(&start.saga.to_string(), &created)?;
+    let (saga, is_new) = orders.placing.run(Placing { start, row: row.clone(), created }).await??;
+    if is_new {
+        orders.figures.requests.add(1, &[]);
+    }
+    Ok((saga, is_new.then_some(row)))
+}
+
+/// An order that is to be written.
+#[derive(Clone)]
+pub(super) struct Placing {
+    start: Start,
+    row: Row,
+    created: Outgoing,
+}
+
+/// Where orders are written.
+#[derive(Clone)]
+pub(super) struct Writing {
+    pub(super) db: PgPool,
+    pub(super) store: PgStore,
+    pub(super) outbox: PgOutbox,
+    pub(super) sagas: OrderSagas,
+}
+
+/// A node that stands still in the middle, and a key that another one is writing, hold nobody up for longer.
+const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL idle_in_transaction_session_timeout = '5s'";
+
+impl Writing {
+    pub(super) fn together(self) -> Together<Placing, Known> {
+        Together::new(move |orders| self.clone().write(orders))
+    }
+
+    /// Writes the orders, their sagas, and the events that tell others, in one transaction.
+    async fn write(self, orders: Vec<Placing>) -> Result<Vec<Known>, Problem> {
+        let starts: Vec<Start> = orders.iter().map(|order| order.start.clone()).collect();
+        let mut tx = self.db.begin_with(BEGIN).await?;
+        let sagas = self.sagas.start(&self.store, &mut tx, &starts).await?;
+        let new = orders.into_iter().zip(&sagas).filter(|(_, saga)| matches!(saga, Ok((_, true))));
+        let (rows, events): (Vec<Row>, Vec<Outgoing>) = new.map(|(order, _)| (order.row, order.created)).unzip();
+        Row::insert(&rows, &mut tx).await?;
+        self.outbox.publish_all(&mut tx, events).await?;
+        self.outbox.commit(tx).await?;
+        self.store.wake();
+        Ok(sagas)
+    }
+}
+
+impl From<OutboxError> for Problem {
+    fn from(error: OutboxError) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the event cannot be written: {error}"))
+    }
+}
+
+fn total(product: &Product, quantity: NonZeroU32) -> Result<Money, Problem> {
+    let amount = product.price.checked_mul(quantity.get().into());
+    let amount = amount.ok_or_else(|| Problem::refused("that is more than can be paid"))?;
+    Ok(Money { amount, currency: product.currency.clone() })
 }

@@ -143,9 +143,15 @@ pub async fn an_order_that_makes_no_sense_is_refused_and_leaves_nothing(shop: &S
 
 pub async fn a_repeat_is_answered_whatever_changed_meanwhile(shop: &Shop) {
     let order = shop.ended(&shop.order("repeat", 8, 3, 1).await).await;
+    let wanted = json!({ "userId": 8, "productId": 3, "quantity": 1 });
+    shop.sql("product", "UPDATE product SET price = price + 1 WHERE id = 3").await;
+    assert_eq!(shop.post("order", "/orders", "repeat", wanted.clone()).await, (StatusCode::ACCEPTED, order.clone()));
+    let another = json!({ "userId": 8, "productId": 3, "quantity": 2 });
+    let (status, problem) = shop.post("order", "/orders", "repeat", another).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("another order's"), "{problem}");
     shop.sql("user", "UPDATE users SET state = 'BLOCKED' WHERE id = 8").await;
     shop.sql("product", "DELETE FROM product WHERE id = 3").await;
-    let wanted = json!({ "userId": 8, "productId": 3, "quantity": 1 });
     assert_eq!(shop.post("order", "/orders", "repeat", wanted.clone()).await, (StatusCode::ACCEPTED, order));
     let (status, _) = shop.post("order", "/orders", "no repeat", wanted).await;
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
