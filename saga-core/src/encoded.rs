@@ -67,7 +67,7 @@ impl Encoded {
 
     /// Whether two payloads say the same: objects may list their members in any order, everything else is compared letter by letter, so that
     /// no number is rounded.
-    pub(crate) fn means_the_same(&self, other: &Self) -> bool {
+    pub fn means_the_same(&self, other: &Self) -> bool {
         same_json(self.as_str(), other.as_str())
     }
 

@@ -11,7 +11,8 @@
 //! | `process TOPIC` | consumer | what the message carries, also linked | a handler; a reply on its way into its saga's mailbox |
 //! | `create TOPIC` | producer | what called `publish` | an event that was put into an outbox |
 //!
-//! In a step, a compensation and a handler the span is [`Context::current`]: clients that are instrumented go on by themselves.
+//! In a step, a compensation and a handler the span is [`Context::current`]: clients that are instrumented go on by themselves. A handler of [many events](crate::participant::Listener::on_batch) is a part
+//! of no trace; each of its events [has the span](crate::participant::EventCx::context) of its own.
 //!
 //! Without an SDK nothing is recorded. What came in with `submit` is handed on all the same; a saga without any trace is its own: the trace id is the saga's id, and not sampled.
 

@@ -337,14 +337,18 @@ async fn all_shipped(
     events: Vec<Shipped>,
 ) -> Result<(), StepError> {
     drop(span("a mail to all"));
+    for event in cx.events() {
+        let _event = event.context().clone().attach();
+        drop(span("a mail"));
+    }
     cx.send(events.len()).map_err(StepError::unknown)
 }
 
 #[tokio::test(start_paused = true)]
 async fn each_of_many_events_has_a_span_in_its_own_trace() {
     let wire: Arc<dyn Transport> = Arc::new(LocalTransport::new(1));
-    let tracing = Tracing::default().over(wire.system());
     let requests = [request(), request()];
+    let tracing = Tracing::default().over(wire.system());
     for (n, (request, _)) in requests.iter().enumerate() {
         let key = format!("k{n}");
         let mut message = Message::event("shop", Shipped::TYPE, key, &Encoded::of(&Shipped(1)).unwrap());
@@ -362,6 +366,6 @@ async fn each_of_many_events_has_a_span_in_its_own_trace() {
     assert_eq!(heard.recv().await, Some(2));
     listener.stop().await;
     for trace in traces {
-        assert_eq!(tree(trace), "request\n  create order.events\n    process order.events\n");
+        assert_eq!(tree(trace), "request\n  create order.events\n    process order.events\n      a mail\n");
     }
 }

@@ -347,7 +347,8 @@ impl PgStore {
             if *saga == start.saga.as_uuid() {
                 return Ok(Started::New);
             }
-            let same_input = input == start.input.as_str().as_bytes();
+            // Compared here: nobody else can read what this transaction has started.
+            let same_input = Encoded::from_bytes(input).is_ok_and(|before| before.means_the_same(&start.input));
             Ok(Started::Existing { saga: (*saga).into(), same_input })
         };
         batch.iter().map(answer).collect()

@@ -38,7 +38,7 @@ pub trait InTransaction<S: Saga> {
         input: S::Input,
     ) -> Result<Started<S>, Error>;
 
-    /// [`submit_in`](Self::submit_in) of many, which [`Sagas::to_start`] has made: in one statement, with an answer to each in their order.
+    /// [`submit_in`](Self::submit_in) of many, which [`Sagas::to_start`] has made: in one statement if all keys are new, with an answer to each in their order.
     ///
     /// # Errors
     /// As [`submit_in`](Self::submit_in), where a key that was [taken](Error::KeyTaken) is only its own saga's.

@@ -6,12 +6,12 @@ mod common;
 
 use common::{Order, Setup, definition, entry, fresh, start};
 use saga_core::{
-    Engine, Error, Outcome, WorkerId,
-    store::{Appended, Store, StoreError},
+    Cx, Encoded, Engine, Error, Out, Outcome, Saga, SagaBuilder, WorkerId,
+    store::{Appended, Start, Store, StoreError},
 };
 use saga_postgres::{InTransaction, PgStore, testing};
 use sqlx::AssertSqlSafe;
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 use tokio::time::{sleep, timeout};
 
 const LEASE: Duration = Duration::from_secs(60);
@@ -135,4 +135,33 @@ async fn sagas_that_are_started_together_are_answered_one_by_one() {
             assert_eq!(found, commit.then_some(saga), "{key}");
         }
     }
+}
+
+/// A saga whose input is written in any order.
+struct Bag;
+
+impl Saga for Bag {
+    const NAME: &'static str = "bag";
+    const VERSION: u32 = 1;
+    type Input = HashMap<String, u32>;
+    type Output = ();
+    type Deps = ();
+
+    fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, ()> {
+        saga.effect_free("look").run(async |_: Cx<()>, _: HashMap<String, u32>| Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn a_map_is_the_same_input_in_whatever_order_it_is_written_also_before_the_commit() {
+    let Setup { store, .. } = fresh(|_, sql| sql).await;
+    let engine = Engine::builder(store.clone()).start().await.unwrap();
+    let bags = engine.sagas::<Bag>();
+    let start =
+        |text| Start { input: Encoded::from_bytes(text).unwrap(), ..bags.to_start("k", &HashMap::new()).unwrap() };
+    let starts = [&b"{\"a\":1,\"b\":2}"[..], b"{\"b\":2,\"a\":1}", b"{\"b\":2,\"a\":2}"].map(start);
+    let mut tx = store.pool().begin().await.unwrap();
+    let started = bags.start_in(&store, &mut tx, &starts).await.unwrap();
+    let [Ok(first), Ok(same), Err(Error::KeyTaken { .. })] = &started[..] else { panic!("{started:?}") };
+    assert!(first.is_new() && !same.is_new() && first.id() == same.id());
 }

@@ -9,8 +9,9 @@ use saga_core::{
     participant::{BatchCx, Event, EventCx, Listener, Participating},
     transport::{LocalTransport, Outgoing, Receiver, Subscription, Transport, Unavailable, Verdict},
 };
+use saga_postgres::testing::Postgres;
 use serde::{Deserialize, Serialize};
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool};
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
@@ -110,7 +111,10 @@ struct Listens {
 
 impl Listens {
     async fn new() -> Self {
-        let world = World::start().await;
+        Self::on(World::start().await)
+    }
+
+    fn on(world: World) -> Self {
         let book = Arc::new(Book { schema: world.schema.clone(), calls: Mutex::default() });
         Self { world, wire: LocalTransport::new(1), book }
     }
@@ -209,6 +213,56 @@ async fn a_connection_that_is_cut_in_the_middle_leaves_each_effect_once() {
     assert!(listens.handle(events, 9, 0).await.is_empty());
     listens.assert_effects_once().await;
     assert_eq!(listens.calls()[0].len(), 9);
+}
+
+#[tokio::test]
+async fn two_nodes_that_have_the_same_events_at_once_handle_each_once() {
+    let one = Listens::new().await;
+    let world =
+        World { inbox: one.world.another_node().await, schema: one.world.schema.clone(), ..World::start().await };
+    let other = Listens::on(world);
+    let events: Vec<Message> = (0..500).map(event).collect();
+    one.send(events.clone()).await;
+    other.send(events).await;
+    let (first, second) = tokio::join!(one.start(), other.start());
+    one.until(500).await;
+    tokio::join!(first.stop(), second.stop());
+    one.assert_effects_once().await;
+    assert_eq!(one.world.rows().await, 500);
+}
+
+#[tokio::test]
+async fn connections_that_are_cut_at_any_moment_neither_lose_nor_repeat_an_effect() {
+    let postgres = Postgres::private().await.unwrap();
+    let listens = Listens::on(World::on(&postgres).await);
+    let killer = tokio::spawn({
+        let pool = PgPool::connect(&listens.world.url).await.unwrap();
+        let sql = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                   WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' AND xact_start IS NOT NULL";
+        async move {
+            let mut cut = 0;
+            while cut < 15 {
+                cut += sqlx::query_scalar::<_, i64>(sql).fetch_one(&pool).await.unwrap_or(0);
+                sleep(Duration::from_millis(7)).await;
+            }
+        }
+    });
+    let listening = listens.start().await;
+    let mut sent = 0;
+    while !killer.is_finished() {
+        listens.send((sent..sent + 20).map(event)).await;
+        sent += 20;
+        // Cut off while it looks, it looks again.
+        let sql = format!("SELECT count(*) FROM {}.effect", listens.world.schema);
+        while sqlx::query_scalar::<_, i64>(AssertSqlSafe(sql.clone())).fetch_one(&listens.world.pool).await.unwrap_or(0)
+            < sent.into()
+        {
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+    listening.stop().await;
+    listens.assert_effects_once().await;
+    assert_eq!(listens.world.rows().await, i64::from(sent));
 }
 
 #[tokio::test]

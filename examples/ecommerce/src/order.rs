@@ -54,6 +54,9 @@ const HOLD: Duration = Duration::from_secs(10);
 /// One statement at a time writes the journals, of all sagas that wait for it: on a machine with few processors that is more than several small ones.
 const COMMITTERS: usize = 1;
 
+/// What is done to several orders at once waits for the locks of others, and for a node that stands still in the middle, no longer than this.
+const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL idle_in_transaction_session_timeout = '5s'";
+
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS orders (
         id            uuid PRIMARY KEY,  -- the saga's
@@ -119,7 +122,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>, others: Others, way: W
     let figures = Arc::new(figures::Orders::new());
     let shop = Arc::new(Shop {
         orders: db.clone(),
-        confirming: confirming(&db),
+        confirming: confirming(&db, &figures),
         outbox: outbox.clone(),
         inventory: Participant::at(others.inventory),
         payment: Participant::at(others.payment),
@@ -135,8 +138,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>, others: Others, way: W
         .await?;
     let sagas = OrderSagas { over_http: engine.sagas(), over_kafka: engine.sagas(), new_ones: way };
     let asking = Arc::new(Asking::at(others.user, others.product));
-    let placing =
-        Writing { db: db.clone(), store: store.clone(), outbox: outbox.clone(), sagas: sagas.clone() }.together();
+    let placing = Writing { db: db.clone(), store, outbox: outbox.clone(), sagas: sagas.clone(), figures };
     let router = Router::new()
         .route("/orders/{id}", get(one))
         .route("/orders/{id}/history", get(history))
@@ -151,8 +153,7 @@ pub async fn serve(site: Site, kafka: Arc<dyn Transport>, others: Others, way: W
             outbox: outbox.clone(),
             sagas,
             asking,
-            placing: Arc::new(placing),
-            figures,
+            placing: Arc::new(placing.together()),
             stop: site.door.stop.clone(),
         });
     tokio::select! {
@@ -175,7 +176,6 @@ struct Orders {
     sagas: OrderSagas,
     asking: Arc<Asking>,
     placing: Arc<Together<Placing, Known>>,
-    figures: Arc<figures::Orders>,
     stop: CancellationToken,
 }
 
@@ -196,7 +196,12 @@ impl OrderSagas {
     }
 
     /// Says of each which saga it is, and whether it is new.
-    async fn start(&self, store: &PgStore, tx: &mut PgConnection, sagas: &[Start]) -> Result<Vec<Known>, Problem> {
+    async fn start(
+        &self,
+        store: &PgStore,
+        tx: &mut PgConnection,
+        sagas: &[Start],
+    ) -> Result<Vec<Result<Known, Problem>>, Problem> {
         Ok(match self.new_ones {
             Way::Kafka => known(self.over_kafka.start_in(store, tx, sagas).await?),
             Way::Http => known(self.over_http.start_in(store, tx, sagas).await?),
@@ -226,10 +231,10 @@ impl OrderSagas {
     }
 }
 
-/// A saga, and whether it is new; or why there is none.
-type Known = Result<(SagaId, bool), Problem>;
+/// A saga, and whether it is new.
+type Known = (SagaId, bool);
 
-fn known<S: Saga>(sagas: Vec<Result<Started<S>, saga_core::Error>>) -> Vec<Known> {
+fn known<S: Saga>(sagas: Vec<Result<Started<S>, saga_core::Error>>) -> Vec<Result<Known, Problem>> {
     sagas.into_iter().map(|saga| saga.map(|saga| (saga.id(), saga.is_new())).map_err(Problem::from)).collect()
 }
 
@@ -350,23 +355,23 @@ async fn change(db: impl PgExecutor<'_>, orders: &[Uuid], state: &str) -> Result
     Ok(changed.bind(orders).bind(state).fetch_all(db).await?.into_iter().collect())
 }
 
-fn confirming(db: &PgPool) -> Together<SagaId, bool> {
-    let db = db.clone();
-    Together::new(move |orders| confirm_all(db.clone(), orders))
+/// For the saga: its orders are confirmed. The delivery service tells the customers.
+fn confirming(db: &PgPool, figures: &Arc<figures::Orders>) -> Together<SagaId, ()> {
+    let (db, figures) = (db.clone(), figures.clone());
+    Together::new(move |orders| confirm(db.clone(), figures.clone(), orders))
 }
 
-async fn confirm_all(db: PgPool, orders: Vec<SagaId>) -> Result<Vec<bool>, Problem> {
+async fn confirm(
+    db: PgPool,
+    figures: Arc<figures::Orders>,
+    orders: Vec<SagaId>,
+) -> Result<Vec<Result<(), Problem>>, Problem> {
     let ids: Vec<Uuid> = orders.iter().map(|order| order.as_uuid()).collect();
-    let changed = change(&db, &ids, "CONFIRMED").await?;
-    Ok(ids.iter().map(|id| changed.contains(id)).collect())
-}
-
-/// For the saga. The delivery service tells the customer.
-pub async fn confirm(shop: &Shop, saga: SagaId) -> Result<(), StepError> {
-    if shop.confirming.run(saga).await? {
-        shop.figures.ended(saga, "CONFIRMED");
-    }
-    Ok(())
+    let mut tx = db.begin_with(BEGIN).await?;
+    let changed = change(&mut *tx, &ids, "CONFIRMED").await?;
+    tx.commit().await?;
+    changed.into_iter().for_each(|order| figures.ended(order.into(), "CONFIRMED"));
+    Ok(orders.iter().map(|_| Ok(())).collect())
 }
 
 /// For the saga. Others are told in the same transaction.
@@ -451,7 +456,7 @@ mod tests {
         outbox.migrate().await?;
         let [inventory, payment, delivery] = ["", "", ""].map(Participant::at);
         let figures = Arc::new(figures::Orders::new());
-        let confirming = confirming(&orders);
+        let confirming = confirming(&orders, &figures);
         let shop = Shop { orders, confirming, outbox: outbox.clone(), inventory, payment, delivery, figures };
         let saga = SagaId::from(Uuid::now_v7());
         let order = Row {

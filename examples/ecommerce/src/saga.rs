@@ -29,8 +29,7 @@ pub struct PlaceOrder {
 /// What the steps work with.
 pub struct Shop {
     pub orders: PgPool,
-    /// Says of each order whether it was not confirmed before.
-    pub confirming: Together<SagaId, bool>,
+    pub confirming: Together<SagaId, ()>,
     pub outbox: PgOutbox,
     pub inventory: Participant,
     pub payment: Participant,
@@ -104,7 +103,7 @@ async fn cancel_order(shop: CompensationCx<Shop>, order: PlaceOrder, _: Option<(
 }
 
 async fn confirm_order(shop: Cx<Shop>, _: PlaceOrder) -> Result<(), StepError> {
-    order::confirm(&shop, shop.saga_id()).await
+    Ok(shop.confirming.run(shop.saga_id()).await?)
 }
 
 async fn reserve_stock(shop: Cx<Shop>, order: PlaceOrder) -> Result<Reserved, StepError> {

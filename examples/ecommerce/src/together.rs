@@ -3,32 +3,57 @@
 
 use crate::problem::Problem;
 use axum::http::StatusCode;
-use tokio::sync::{mpsc, oneshot};
+use std::time::Duration;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tokio_util::task::AbortOnDropHandle;
 
 /// How many are served in one go at most.
 const MOST: usize = 50;
+/// How long a go may take.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 type Waiting<T, R> = (T, oneshot::Sender<Result<R, Problem>>);
 
-/// Pieces of work that are done in one go, and what comes of each. What was begun is done to its end, also if nobody waits for it any more.
+/// Pieces of work that are done in one go, and what comes of each. What was begun goes on if nobody waits for it any more; what was not is left.
 pub struct Together<T, R> {
     queue: mpsc::UnboundedSender<Waiting<T, R>>,
 }
 
 impl<T: Clone + Send + 'static, R: Send + 'static> Together<T, R> {
-    /// `work` does several pieces at once and answers in their order. If it fails, it is called with each piece alone, so that one that cannot be done is in nobody's way.
+    /// `work` does several pieces at once and answers in their order. If it fails, or takes longer than five seconds, it is called with each piece alone while the next ones are served: a piece that cannot
+    /// be done is in nobody's way.
     pub fn new<Work, Done>(work: Work) -> Self
     where
-        Work: Fn(Vec<T>) -> Done + Send + Sync + 'static,
-        Done: Future<Output = Result<Vec<R>, Problem>> + Send + 'static,
+        Work: Fn(Vec<T>) -> Done + Send + 'static,
+        Done: Future<Output = Result<Vec<Result<R, Problem>>, Problem>> + Send + 'static,
     {
         let (queue, mut waiting) = mpsc::unbounded_channel::<Waiting<T, R>>();
         tokio::spawn(async move {
             let mut next = vec![];
             while waiting.recv_many(&mut next, MOST).await > 0 {
-                let (pieces, waiting): (Vec<T>, Vec<_>) = next.drain(..).unzip();
-                for (answer, result) in waiting.into_iter().zip(in_one_go(&work, pieces).await) {
-                    let _ = answer.send(result);
+                next.retain(|(_, answer)| !answer.is_closed());
+                if next.is_empty() {
+                    continue;
+                }
+                let pieces: Vec<T> = next.iter().map(|(piece, _)| piece.clone()).collect();
+                match finished(work(pieces)).await {
+                    Ok(results) => {
+                        next.drain(..).zip(results).for_each(|((_, answer), result)| drop(answer.send(result)))
+                    }
+                    Err(problem) if next.len() == 1 => {
+                        next.drain(..).for_each(|(_, answer)| drop(answer.send(Err(problem.clone()))));
+                    }
+                    Err(_) => next.drain(..).for_each(|(piece, answer)| {
+                        let alone = finished(work(vec![piece]));
+                        tokio::spawn(async move {
+                            let result =
+                                alone.await.and_then(|mut results| results.pop().unwrap_or_else(|| Err(lost())));
+                            answer.send(result)
+                        });
+                    }),
                 }
             }
         });
@@ -37,88 +62,91 @@ impl<T: Clone + Send + 'static, R: Send + 'static> Together<T, R> {
 
     pub async fn run(&self, piece: T) -> Result<R, Problem> {
         let (answer, result) = oneshot::channel();
-        let lost = || Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "it was not done to its end");
         self.queue.send((piece, answer)).map_err(|_| lost())?;
         result.await.map_err(|_| lost())?
     }
 }
 
-async fn in_one_go<T, R, Work, Done>(work: &Work, pieces: Vec<T>) -> Vec<Result<R, Problem>>
-where
-    T: Clone,
-    R: Send + 'static,
-    Work: Fn(Vec<T>) -> Done + Sync,
-    Done: Future<Output = Result<Vec<R>, Problem>> + Send + 'static,
-{
-    match finished(work(pieces.clone())).await {
-        Ok(results) => results.into_iter().map(Ok).collect(),
-        Err(problem) if pieces.len() == 1 => vec![Err(problem)],
-        Err(_) => {
-            let mut results = vec![];
-            for piece in pieces {
-                let alone = finished(work(vec![piece])).await;
-                results.push(alone.and_then(|mut results| results.pop().ok_or_else(unanswered)));
-            }
-            results
-        }
+/// As a task of its own: one that panics ends nobody else.
+async fn finished<R: Send + 'static>(
+    work: impl Future<Output = Result<R, Problem>> + Send + 'static,
+) -> Result<R, Problem> {
+    match timeout(PATIENCE, AbortOnDropHandle::new(tokio::spawn(work))).await {
+        Ok(Ok(finished)) => finished,
+        Ok(Err(error)) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())),
+        Err(_) => Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("it was not done within {PATIENCE:?}"))),
     }
 }
 
-/// As a task of its own: one that panics ends nobody else.
-async fn finished<R: Send + 'static>(
-    work: impl Future<Output = Result<Vec<R>, Problem>> + Send + 'static,
-) -> Result<Vec<R>, Problem> {
-    tokio::spawn(work)
-        .await
-        .unwrap_or_else(|error| Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())))
-}
-
-fn unanswered() -> Problem {
-    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "there is no answer to it")
+fn lost() -> Problem {
+    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "it was not done to its end")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures::future::join_all;
+    use futures::future::{join_all, pending};
     use std::sync::Arc;
     use tokio::sync::Semaphore;
 
-    #[tokio::test]
-    async fn those_who_wait_are_served_in_one_go_and_one_that_fails_is_in_nobodys_way() {
-        let (gate, sizes) = (Arc::new(Semaphore::new(0)), mpsc::unbounded_channel());
-        let (told, mut sizes) = sizes;
-        let doubled = Together::new({
-            let gate = gate.clone();
-            move |numbers: Vec<u32>| {
-                let _ = told.send(numbers.len());
-                let gate = gate.clone();
-                async move {
-                    let _open = gate.acquire().await;
-                    assert!(!numbers.contains(&6), "six");
-                    match numbers.contains(&7) {
-                        true => Err(Problem::refused("seven")),
-                        false => Ok(numbers.iter().map(|number| 2 * number).collect()),
-                    }
+    /// Doubles numbers, once the gate is open; tells how many came in each go.
+    fn doubling() -> (Together<u32, u32>, Arc<Semaphore>, mpsc::UnboundedReceiver<usize>) {
+        let (told, sizes) = mpsc::unbounded_channel();
+        let gate = Arc::new(Semaphore::new(0));
+        let open = gate.clone();
+        let doubled = Together::new(move |numbers: Vec<u32>| {
+            told.send(numbers.len()).unwrap();
+            let open = open.clone();
+            async move {
+                let _open = open.acquire().await.unwrap();
+                assert!(!numbers.contains(&6), "six");
+                match numbers[..] {
+                    _ if numbers.contains(&8) => pending().await,
+                    _ if numbers.contains(&7) => Err(Problem::refused("seven")),
+                    _ => Ok(numbers.iter().map(|number| Ok(2 * number)).collect()),
                 }
             }
         });
-        let all = join_all((0..9).map(|number| doubled.run(number)));
-        let open = async {
-            assert_eq!(sizes.recv().await, Some(9));
-            gate.add_permits(1);
-        };
-        let (results, ()) = tokio::join!(all, open);
-        for (number, result) in (0..9).zip(results) {
-            match number {
-                6 => assert!(format!("{result:?}").contains("panicked"), "{result:?}"),
-                7 => assert!(format!("{result:?}").contains("seven"), "{result:?}"),
-                _ => assert_eq!(result.unwrap(), 2 * number),
+        (doubled, gate, sizes)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_who_wait_are_served_in_one_go_and_one_that_fails_is_in_nobodys_way() {
+        for bad in [6, 7, 8] {
+            let (doubled, gate, mut sizes) = doubling();
+            gate.add_permits(20);
+            let results = join_all([1, 2, bad, 3].map(|number| doubled.run(number))).await;
+            for (number, result) in [1, 2, bad, 3].into_iter().zip(results) {
+                match (number, result) {
+                    (6, result) => assert!(result.unwrap_err().to_string().contains("panicked")),
+                    (7, result) => assert_eq!(result.unwrap_err().to_string(), "seven"),
+                    (8, result) => assert_eq!(result.unwrap_err().to_string(), "it was not done within 5s"),
+                    (number, result) => assert_eq!(result.unwrap(), 2 * number),
+                }
+            }
+            assert_eq!(doubled.run(10).await.unwrap(), 20);
+            for size in [4, 1, 1, 1, 1, 1] {
+                assert_eq!(sizes.recv().await, Some(size));
             }
         }
-        for _ in 0..9 {
-            assert_eq!(sizes.recv().await, Some(1));
-        }
-        assert_eq!(doubled.run(10).await.unwrap(), 20);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_waits_for_is_not_begun() {
+        let (doubled, gate, mut sizes) = doubling();
+        let first = doubled.run(1);
+        let gone = timeout(Duration::from_secs(1), doubled.run(2));
+        let open = async {
+            assert_eq!(sizes.recv().await, Some(2));
+        };
+        let (first, gone, ()) = tokio::join!(timeout(Duration::from_secs(2), first), gone, open);
+        assert!(first.is_err() && gone.is_err());
+        // Behind a go that waits.
+        let gone = timeout(Duration::from_secs(1), doubled.run(3)).await;
+        assert!(gone.is_err());
+        gate.add_permits(20);
+        assert_eq!(doubled.run(4).await.unwrap(), 8);
+        assert_eq!(sizes.recv().await, Some(1));
+        assert!(sizes.try_recv().is_err());
     }
 }

@@ -77,10 +77,10 @@ async fn user(
     Ok(Json(asked.run(id).await?.ok_or_else(|| Problem::not_found("there is no such user"))?))
 }
 
-async fn with_ids(db: PgPool, ids: Vec<i64>) -> Result<Vec<Option<User>>, Problem> {
+async fn with_ids(db: PgPool, ids: Vec<i64>) -> Result<Vec<Result<Option<User>, Problem>>, Problem> {
     let found = sqlx::query_as("SELECT id, name, email, state FROM users WHERE id = ANY ($1)");
     let found: Vec<User> = found.bind(&ids).fetch_all(&db).await?;
-    Ok(ids.into_iter().map(|id| found.iter().find(|user| user.id == id).cloned()).collect())
+    Ok(ids.into_iter().map(|id| Ok(found.iter().find(|user| user.id == id).cloned())).collect())
 }
 
 /// No order changes anything here.

@@ -1,4 +1,4 @@
-use super::{Batch, Event, Inbox, Job, Participating};
+use super::{Event, InBatch, Inbox, Job, Participating};
 use crate::{
     Encoded, SagaId, StepError,
     message::{Answer, CommandId, Message, Op},
@@ -7,6 +7,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use futures::future::BoxFuture;
+use opentelemetry::Context;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fmt,
@@ -26,12 +27,13 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub struct EventCx<D> {
     deps: Arc<D>,
     message: Arc<Message>,
+    context: Context,
 }
 
 impl<D> EventCx<D> {
     /// A context to call one handler alone, in a test.
     pub fn test(message: Message, deps: impl Into<Arc<D>>) -> Self {
-        Self { deps: deps.into(), message: Arc::new(message) }
+        Self { deps: deps.into(), message: Arc::new(message), context: Context::current() }
     }
 
     /// The event's id.
@@ -47,6 +49,12 @@ impl<D> EventCx<D> {
     /// The headers that came with it, such as `traceparent`.
     pub fn headers(&self) -> &BTreeMap<String, String> {
         &self.message.headers
+    }
+
+    /// The span of its handling. A handler of one event runs in it; in a [handler of many](Listener::on_batch), attach it for what is done for this one of them, such as an event that is
+    /// published because of it.
+    pub const fn context(&self) -> &Context {
+        &self.context
     }
 }
 
@@ -66,11 +74,8 @@ pub struct BatchCx<D> {
 impl<D> BatchCx<D> {
     /// A context to call one handler alone, in a test.
     pub fn test(messages: impl IntoIterator<Item = Message>, deps: impl Into<Arc<D>>) -> Self {
-        Self::new(messages.into_iter().map(Arc::new), deps.into())
-    }
-
-    fn new(messages: impl IntoIterator<Item = Arc<Message>>, deps: Arc<D>) -> Self {
-        let event = |message| EventCx { deps: deps.clone(), message };
+        let deps = deps.into();
+        let event = |message| EventCx::test(message, deps.clone());
         Self { events: messages.into_iter().map(event).collect(), deps }
     }
 
@@ -152,11 +157,11 @@ where
 }
 
 enum Handler<Tx> {
-    Each(Each<Tx>),
-    Batch(Batch<Tx>),
+    OfOne(OfOne<Tx>),
+    OfMany(InBatch<Tx>),
 }
 
-type Each<Tx> =
+type OfOne<Tx> =
     Arc<dyn for<'t> Fn(&'t mut Tx, Arc<Message>) -> BoxFuture<'t, Result<Encoded, StepError>> + Send + Sync>;
 
 fn read<E: Event>(message: &Message) -> Result<E, StepError> {
@@ -195,11 +200,11 @@ impl<I: Inbox, D: Send + Sync + 'static> Listener<I, D> {
     /// The function that handles events of a type. A second one for the same type takes the first one's place.
     pub fn on<E: Event>(self, handler: impl for<'t> HandleEvent<'t, D, I::Tx, E>) -> Self {
         let (handler, deps) = (Arc::new(handler), self.deps.clone());
-        self.insert::<E>(Handler::Each(Arc::new(move |tx, message| {
+        self.insert::<E>(Handler::OfOne(Arc::new(move |tx, message| {
             let (handler, deps) = (handler.clone(), deps.clone());
             Box::pin(async move {
                 let event = read(&message)?;
-                handler.call(EventCx { deps, message }, tx, event).await?;
+                handler.call(EventCx { deps, message, context: Context::current() }, tx, event).await?;
                 Ok(Encoded::null())
             })
         })))
@@ -209,7 +214,8 @@ impl<I: Inbox, D: Send + Sync + 'static> Listener<I, D> {
     /// same type takes the first one's place.
     ///
     /// Each event is handled at most once, like all: those that were handled before are not among them. If the call fails, what it wrote is rolled back and the function is called with each event
-    /// alone, so that one that cannot be handled is in nobody's way. Events of one key are never in one call. An inbox may have no use for this, and always hand over one.
+    /// alone, so that one that cannot be handled is in nobody's way. Events of one key are never in one call; those of several may concern one row all the same, which no `ON CONFLICT DO UPDATE`
+    /// takes twice, and two nodes that write the same rows should do it in one order. The [time](Self::timeout) is for the whole call. An inbox may have no use for this, and always hand over one.
     ///
     /// ```
     /// # use saga_core::{StepError, participant::*};
@@ -226,11 +232,13 @@ impl<I: Inbox, D: Send + Sync + 'static> Listener<I, D> {
     /// ```
     pub fn on_batch<E: Event>(self, handler: impl for<'t> HandleBatch<'t, D, I::Tx, E>) -> Self {
         let (handler, deps) = (Arc::new(handler), self.deps.clone());
-        self.insert::<E>(Handler::Batch(Arc::new(move |tx, messages| {
+        self.insert::<E>(Handler::OfMany(Arc::new(move |tx, came| {
             let (handler, deps) = (handler.clone(), deps.clone());
             Box::pin(async move {
-                let events = messages.iter().map(|message| read(message)).collect::<Result<_, _>>()?;
-                handler.call(BatchCx::new(messages, deps), tx, events).await
+                let events = came.iter().map(|(message, _)| read(message)).collect::<Result<_, _>>()?;
+                let cx = |(message, context)| EventCx { deps: deps.clone(), message, context };
+                let cx = BatchCx { events: came.into_iter().map(cx).collect(), deps: deps.clone() };
+                handler.call(cx, tx, events).await
             })
         })))
     }
@@ -241,7 +249,7 @@ impl<I: Inbox, D: Send + Sync + 'static> Listener<I, D> {
         self
     }
 
-    /// How long a handler may take. Defaults to 30 seconds.
+    /// How long one call of a handler may take. Defaults to 30 seconds.
     pub fn timeout(mut self, allowed: Duration) -> Self {
         self.allowed = allowed;
         self
@@ -272,11 +280,11 @@ impl<I: Inbox, D: Send + Sync + 'static> Listening<I, D> {
         let (allowed, event) = (self.listener.allowed, Arc::new(message.clone()));
         let origin = event.clone();
         let job = match handler {
-            Handler::Each(handler) => {
+            Handler::OfOne(handler) => {
                 let handler = handler.clone();
                 Job::new(id, Op::Do, allowed, move |tx, _| handler(tx, event.clone()))
             }
-            Handler::Batch(handler) => Job::in_batch(id, allowed, handler.clone(), event),
+            Handler::OfMany(handler) => Job::in_batch(id, allowed, handler.clone(), event),
         };
         Some(job.of(&self.tracing, topic, origin))
     }

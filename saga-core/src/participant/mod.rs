@@ -158,16 +158,16 @@ struct Origin {
 
 /// What a job does. May be called again after what it wrote was rolled back.
 enum Work<Tx> {
-    Each(Each<Tx>),
-    /// With what this job adds to the call.
-    Batch(Batch<Tx>, Arc<Message>),
+    Alone(Alone<Tx>),
+    /// What this job adds to the call is its message.
+    InBatch(InBatch<Tx>, Arc<Message>),
 }
 
-type Each<Tx> =
+type Alone<Tx> =
     Box<dyn for<'t> Fn(&'t mut Tx, Option<Encoded>) -> BoxFuture<'t, Result<Encoded, StepError>> + Send + Sync>;
-/// What many jobs do in one call.
-type Batch<Tx> =
-    Arc<dyn for<'t> Fn(&'t mut Tx, Vec<Arc<Message>>) -> BoxFuture<'t, Result<(), StepError>> + Send + Sync>;
+/// What many jobs do in one call. Each event comes with what handling it is a part of.
+type InBatch<Tx> =
+    Arc<dyn for<'t> Fn(&'t mut Tx, Vec<(Arc<Message>, Context)>) -> BoxFuture<'t, Result<(), StepError>> + Send + Sync>;
 
 /// How the work of a [`Job`] ended.
 #[derive(Debug)]
@@ -184,12 +184,12 @@ impl<Tx: Send + 'static> Job<Tx> {
     where
         W: for<'t> Fn(&'t mut Tx, Option<Encoded>) -> BoxFuture<'t, Result<Encoded, StepError>> + Send + Sync + 'static,
     {
-        Self { id, op, work: Work::Each(Box::new(work)), allowed, origin: None }
+        Self { id, op, work: Work::Alone(Box::new(work)), allowed, origin: None }
     }
 
     /// A job that one call can do with others of the same work.
-    pub(crate) const fn in_batch(id: CommandId, allowed: Duration, work: Batch<Tx>, message: Arc<Message>) -> Self {
-        Self { id, op: Op::Do, work: Work::Batch(work, message), allowed, origin: None }
+    pub(crate) const fn in_batch(id: CommandId, allowed: Duration, work: InBatch<Tx>, message: Arc<Message>) -> Self {
+        Self { id, op: Op::Do, work: Work::InBatch(work, message), allowed, origin: None }
     }
 
     /// The same, as part of the trace of a message.
@@ -210,50 +210,54 @@ impl<Tx: Send + 'static> Job<Tx> {
 
     /// Whether one call can do this job and another: they are events for [the same function](Listener::on_batch).
     pub fn goes_with(&self, other: &Self) -> bool {
-        matches!((&self.work, &other.work), (Work::Batch(one, _), Work::Batch(other, _)) if Arc::ptr_eq(one, other))
+        matches!((&self.work, &other.work), (Work::InBatch(one, _), Work::InBatch(other, _)) if Arc::ptr_eq(one, other))
     }
 
     /// Does the work; `kept` is the reply that was kept when the command was done, for an undo.
     pub async fn work(&self, tx: &mut Tx, kept: Option<Encoded>) -> Worked {
+        let context = self.begin();
+        let current = context.clone().unwrap_or_else(Context::current);
         let work = async {
             match &self.work {
-                Work::Each(work) => work(tx, kept).await,
-                Work::Batch(work, message) => work(tx, vec![message.clone()]).await.map(|()| Encoded::null()),
+                Work::Alone(work) => work(tx, kept).await,
+                Work::InBatch(work, message) => {
+                    work(tx, vec![(message.clone(), Context::current())]).await.map(|()| Encoded::null())
+                }
             }
         };
-        let Some((origin, context)) = self.begin() else { return self.attempt(work).await };
-        let worked = self.attempt(work).with_context(context.clone()).await;
-        end(&context, &worked);
-        *origin.done.lock().unwrap_or_else(PoisonError::into_inner) = Some(context);
+        let worked = self.attempt(work).with_context(current).await;
+        if let (Some(context), Some(origin)) = (context, &self.origin) {
+            end(&context, &worked);
+            *origin.done.lock().unwrap_or_else(PoisonError::into_inner) = Some(context);
+        }
         worked
     }
 
-    /// Does the work of jobs that [go together](Self::goes_with) in one call. Each has a span for it, and the call itself is a part of no event's trace. If they do not, nothing is done, and the
-    /// work returns an error.
+    /// Does the work of jobs that [go together](Self::goes_with) in one call. Each has a span for it, and the call itself is a part of no event's trace. If they do not go together, nothing is done
+    /// and the work returns an error.
     pub async fn work_together(jobs: &[&Self], tx: &mut Tx) -> Worked {
-        let message = |job: &&Self| match &job.work {
-            Work::Batch(_, message) if job.goes_with(jobs[0]) => Some(message.clone()),
-            _ => None,
-        };
-        let (Some(first), Some(messages)) = (jobs.first(), jobs.iter().map(message).collect()) else {
+        let first = jobs.first().filter(|first| jobs.iter().all(|job| job.goes_with(first)));
+        let Some(Self { work: Work::InBatch(work, _), .. }) = first else {
             return Worked::Returned(Err(StepError::unknown("these jobs do not go together")));
         };
-        let contexts: Vec<Context> = jobs.iter().filter_map(|job| Some(job.begin()?.1)).collect();
-        let work = async {
-            match &first.work {
-                Work::Batch(work, _) => work(tx, messages).await.map(|()| Encoded::null()),
-                Work::Each(work) => work(tx, None).await,
-            }
-        };
-        let worked = first.attempt(work).await;
+        let events: Vec<(Arc<Message>, Context)> = jobs.iter().filter_map(|job| job.event()).collect();
+        let contexts: Vec<Context> = events.iter().map(|(_, context)| context.clone()).collect();
+        let worked = jobs[0].attempt(async { work(tx, events).await.map(|()| Encoded::null()) }).await;
         contexts.iter().for_each(|context| end(context, &worked));
         worked
     }
 
-    /// What it came with, and the span of its work.
-    fn begin(&self) -> Option<(&Origin, Context)> {
-        let origin = self.origin.as_ref()?;
-        Some((origin, origin.tracing.process(origin.topic, &origin.message)))
+    fn event(&self) -> Option<(Arc<Message>, Context)> {
+        match &self.work {
+            Work::InBatch(_, message) => Some((message.clone(), self.begin().unwrap_or_default())),
+            Work::Alone(_) => None,
+        }
+    }
+
+    /// The span of its work.
+    fn begin(&self) -> Option<Context> {
+        let Origin { tracing, topic, message, .. } = self.origin.as_ref()?;
+        Some(tracing.process(topic, message))
     }
 
     async fn attempt(&self, work: impl Future<Output = Result<Encoded, StepError>>) -> Worked {

@@ -1,4 +1,4 @@
-//! One transaction: jobs behind the barrier, one after the other, a savepoint each.
+//! One transaction: jobs behind the barrier, one after the other, a savepoint each; or one for several that go together.
 
 use super::{PgInbox, trouble};
 use crate::error::meaning_of;

@@ -48,7 +48,8 @@ const PRUNED_AT_ONCE: i64 = 1000;
 /// # A handler and its transaction
 ///
 /// A handler writes on the connection that it is given, and neither commits nor rolls back (a savepoint of its own, with `begin`, is fine). Up to 50 commands share a
-/// transaction, a savepoint each, so one that fails takes nothing of its neighbours with it. (What a handler says with `SET LOCAL` holds for those behind it, too: let each say what it needs, or
+/// transaction, a savepoint each, so one that fails takes nothing of its neighbours with it. (Events that a function handles [in one call](saga_core::participant::Listener::on_batch) share one; if that call
+/// fails, they have one each.) (What a handler says with `SET LOCAL` holds for those behind it, too: let each say what it needs, or
 /// let them have [no company](saga_core::participant::Participant::batch).) A handler may be called again
 /// after everything that it wrote was rolled back: because of a deadlock, a lost connection, or because a neighbour panicked. What it does outside of the transaction has to bear that: hand the
 /// [idempotency key](saga_core::participant::CommandCx::idempotency_key) on.

@@ -286,6 +286,9 @@ impl PgOutbox {
         connection: &mut PgConnection,
         mut events: Vec<Outgoing>,
     ) -> Result<(), OutboxError> {
+        if events.is_empty() {
+            return Ok(());
+        }
         for Outgoing { topic, message } in &mut events {
             self.inner.tracing.create(topic, message);
         }

@@ -1,10 +1,12 @@
 //! Taking an order.
 
 use super::{
-    Known, OrderCreated, OrderSagas, Orders, Row,
+    BEGIN, Known, OrderCreated, OrderSagas, Orders, Row,
     following::{Wait, has_ended},
 };
-use crate::{identity::Caller, money::Money, problem::Problem, product::Product, saga::PlaceOrder, together::Together};
+use crate::{
+    figures, identity::Caller, money::Money, problem::Problem, product::Product, saga::PlaceOrder, together::Together,
+};
 use axum::{
     Json,
     extract::{Query, State},
@@ -18,7 +20,7 @@ use saga_postgres::{PgOutbox, PgStore, outbox::OutboxError};
 use serde::Deserialize;
 use serde_json::Value;
 use sqlx::PgPool;
-use std::num::NonZeroU32;
+use std::{num::NonZeroU32, sync::Arc};
 use uuid::Uuid;
 
 /// More of one thing is no order but a mistake.
@@ -132,10 +134,7 @@ async fn place(orders: &Orders, key: &str, wanted: &Wanted, quantity: NonZeroU32
     };
     let created = OrderCreated { order_id: row.id, user_id, product_id, quantity: row.quantity, total };
     let created = orders.outbox.event(&start.saga.to_string(), &created)?;
-    let (saga, is_new) = orders.placing.run(Placing { start, row: row.clone(), created }).await??;
-    if is_new {
-        orders.figures.requests.add(1, &[]);
-    }
+    let (saga, is_new) = orders.placing.run(Placing { start, row: row.clone(), created }).await?;
     Ok((saga, is_new.then_some(row)))
 }
 
@@ -154,18 +153,17 @@ pub(super) struct Writing {
     pub(super) store: PgStore,
     pub(super) outbox: PgOutbox,
     pub(super) sagas: OrderSagas,
+    pub(super) figures: Arc<figures::Orders>,
 }
-
-/// A node that stands still in the middle, and a key that another one is writing, hold nobody up for longer.
-const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL idle_in_transaction_session_timeout = '5s'";
 
 impl Writing {
     pub(super) fn together(self) -> Together<Placing, Known> {
         Together::new(move |orders| self.clone().write(orders))
     }
 
-    /// Writes the orders, their sagas, and the events that tell others, in one transaction.
-    async fn write(self, orders: Vec<Placing>) -> Result<Vec<Known>, Problem> {
+    /// Writes the orders, their sagas, and the events that tell others, in one transaction. If its commit was done and the answer was lost, it comes again: the sagas are the same then, so they are new once
+    /// more, and the orders' primary key refuses it.
+    async fn write(self, orders: Vec<Placing>) -> Result<Vec<Result<Known, Problem>>, Problem> {
         let starts: Vec<Start> = orders.iter().map(|order| order.start.clone()).collect();
         let mut tx = self.db.begin_with(BEGIN).await?;
         let sagas = self.sagas.start(&self.store, &mut tx, &starts).await?;
@@ -175,6 +173,7 @@ impl Writing {
         self.outbox.publish_all(&mut tx, events).await?;
         self.outbox.commit(tx).await?;
         self.store.wake();
+        self.figures.requests.add(rows.len() as u64, &[]);
         Ok(sagas)
     }
 }
