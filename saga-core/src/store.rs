@@ -55,7 +55,7 @@ pub enum Started {
     Existing {
         /// By this saga.
         saga: SagaId,
-        /// Whether that one has the same input, byte for byte at least: inputs that [mean the same](crate::Encoded::means_the_same) may count as the same.
+        /// Whether that one has the same input, byte for byte.
         same_input: bool,
     },
 }

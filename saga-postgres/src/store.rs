@@ -296,7 +296,7 @@ impl PgStore {
     pub(crate) async fn start_on(
         &self,
         connection: &mut PgConnection,
-        plans: Plans,
+        whose: Whose,
         batch: &[Start],
     ) -> Result<Vec<Started>, StoreError> {
         let ids: Vec<Uuid> = batch.iter().map(|start| start.saga.as_uuid()).collect();
@@ -330,7 +330,7 @@ impl PgStore {
         let taken = |start: &&Start| !new.contains(&start.saga.as_uuid());
         let (names, keys): (Vec<&str>, Vec<&str>) =
             batch.iter().filter(taken).map(|start| (start.name.as_str(), start.key.as_str())).unzip();
-        let sql = sqlx::query(self.queries().start_existing.clone()).persistent(plans == Plans::Kept);
+        let sql = sqlx::query(self.queries().start_existing.clone()).persistent(whose == Whose::Ours);
         let rows = sql.bind(names).bind(keys).fetch_all(&mut *connection).await.map_err(|error| meaning_of(&error))?;
         let mut existing: HashMap<(String, String), (Uuid, Vec<u8>)> = HashMap::new();
         for row in rows {
@@ -347,8 +347,11 @@ impl PgStore {
             if *saga == start.saga.as_uuid() {
                 return Ok(Started::New);
             }
-            // Compared here: nobody else can read what this transaction has started.
-            let same_input = Encoded::from_bytes(input).is_ok_and(|before| before.means_the_same(&start.input));
+            // A user's transaction may have started that one itself, and then nobody else can read it.
+            let same_input = match whose {
+                Whose::Ours => input == start.input.as_str().as_bytes(),
+                Whose::Users => Encoded::from_bytes(input).is_ok_and(|before| before.means_the_same(&start.input)),
+            };
             Ok(Started::Existing { saga: (*saga).into(), same_input })
         };
         batch.iter().map(answer).collect()
@@ -358,13 +361,13 @@ impl PgStore {
     pub(crate) async fn post_on(
         &self,
         connection: &mut PgConnection,
-        plans: Plans,
+        whose: Whose,
         batch: &[Mail],
     ) -> Result<Vec<Posted>, StoreError> {
         let ids: Vec<Uuid> = batch.iter().map(|mail| mail.saga.as_uuid()).collect();
         let messages: Vec<&str> = batch.iter().map(|mail| mail.message.as_str()).collect();
         let bodies: Vec<&[u8]> = batch.iter().map(|mail| mail.body.as_slice()).collect();
-        let sql = sqlx::query(self.queries().post.clone()).persistent(plans == Plans::Kept);
+        let sql = sqlx::query(self.queries().post.clone()).persistent(whose == Whose::Ours);
         let sql = sql.bind(ids).bind(messages).bind(bodies);
         let rows = sql.fetch_all(&mut *connection).await.map_err(|error| meaning_of(&error))?;
         rows.iter()
@@ -420,7 +423,7 @@ impl Store for PgStore {
 
     async fn start(&self, batch: &[Start]) -> Result<Vec<Started>, StoreError> {
         let mut connection = self.inner.pool.acquire().await.map_err(|error| meaning_of(&error))?;
-        let answer = timeout(self.inner.patience, self.start_on(&mut connection, Plans::Kept, batch)).await;
+        let answer = timeout(self.inner.patience, self.start_on(&mut connection, Whose::Ours, batch)).await;
         self.settle(connection, answer)
     }
 
@@ -501,7 +504,7 @@ impl Store for PgStore {
 
     async fn post(&self, batch: &[Mail]) -> Result<Vec<Posted>, StoreError> {
         let mut connection = self.inner.pool.acquire().await.map_err(|error| meaning_of(&error))?;
-        let answer = timeout(self.inner.patience, self.post_on(&mut connection, Plans::Kept, batch)).await;
+        let answer = timeout(self.inner.patience, self.post_on(&mut connection, Whose::Ours, batch)).await;
         self.settle(connection, answer)
     }
 
@@ -562,12 +565,11 @@ impl Store for PgStore {
     }
 }
 
-/// Whether a connection keeps the plan of a statement that reads tables. Ours plan by indexes alone; on a user's, a plan that was made while the tables were empty would be slow
-/// later on.
+/// Whose connection it is. Ours plan by indexes alone, and keep their plans; on a user's, a plan that was made while the tables were empty would be slow later on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Plans {
-    Kept,
-    Fresh,
+pub(crate) enum Whose {
+    Ours,
+    Users,
 }
 
 fn column<'r, T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>>(

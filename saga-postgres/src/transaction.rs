@@ -1,4 +1,4 @@
-use crate::{PgStore, store::Plans};
+use crate::{PgStore, store::Whose};
 use async_trait::async_trait;
 use saga_core::{
     Error, Saga, SagaId, Sagas, Started,
@@ -77,7 +77,7 @@ impl<S: Saga> InTransaction<S> for Sagas<S> {
         tx: &mut PgConnection,
         sagas: &[Start],
     ) -> Result<Vec<Result<Started<S>, Error>>, Error> {
-        let answers = store.start_on(tx, Plans::Fresh, sagas).await?;
+        let answers = store.start_on(tx, Whose::Users, sagas).await?;
         let mut started = Vec::with_capacity(sagas.len());
         for (start, answer) in sagas.iter().zip(answers) {
             started.push(self.has_started(start, answer).await);
@@ -87,7 +87,7 @@ impl<S: Saga> InTransaction<S> for Sagas<S> {
 
     async fn cancel_in(&self, store: &PgStore, tx: &mut PgConnection, saga: SagaId, reason: &str) -> Result<(), Error> {
         let mail = self.to_cancel(saga, reason)?;
-        match store.post_on(tx, Plans::Fresh, &[mail]).await?.first() {
+        match store.post_on(tx, Whose::Users, &[mail]).await?.first() {
             Some(Posted::Accepted) => Ok(()),
             Some(Posted::Ended) => Err(Error::Ended(saga)),
             _ => Err(Error::NoSuchSaga(saga)),

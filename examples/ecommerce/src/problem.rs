@@ -16,7 +16,7 @@ const KIND: &str = "application/problem+json";
 const LONGEST_DETAIL: usize = 4096;
 
 /// A no, and why.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Problem {
     status: StatusCode,
     detail: String,

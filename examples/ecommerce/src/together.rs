@@ -43,9 +43,7 @@ impl<T: Clone + Send + 'static, R: Send + 'static> Together<T, R> {
                     Ok(results) => {
                         next.drain(..).zip(results).for_each(|((_, answer), result)| drop(answer.send(result)))
                     }
-                    Err(problem) if next.len() == 1 => {
-                        next.drain(..).for_each(|(_, answer)| drop(answer.send(Err(problem.clone()))));
-                    }
+                    Err(problem) if next.len() == 1 => drop(next.pop().map(|(_, answer)| answer.send(Err(problem)))),
                     Err(_) => next.drain(..).for_each(|(piece, answer)| {
                         let alone = finished(work(vec![piece]));
                         tokio::spawn(async move {
