@@ -1,17 +1,19 @@
-//! Work of one kind that is done together. Whoever comes alone is served at once; those who come meanwhile wait for the end of that, and are then served in one go: the more there are, the less
-//! each costs, and a service that has more to do than it can gets by with less work instead of falling behind.
+//! Work of one kind that is done together. Whoever comes alone is served at once; those who come meanwhile, and within ten milliseconds of that, are then served in one go: the more there are, the
+//! less each costs, and a service that has more to do than it can gets by with less work instead of falling behind.
 
 use crate::problem::Problem;
 use axum::http::StatusCode;
 use std::time::Duration;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::timeout,
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 
 /// How many are served in one go at most.
 const MOST: usize = 50;
+/// How far apart two goes begin.
+const APART: Duration = Duration::from_millis(10);
 /// How long a go may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -33,7 +35,16 @@ impl<T: Clone + Send + 'static, R: Send + 'static> Together<T, R> {
         let (queue, mut waiting) = mpsc::unbounded_channel::<Waiting<T, R>>();
         tokio::spawn(async move {
             let mut next = vec![];
-            while waiting.recv_many(&mut next, MOST).await > 0 {
+            let mut earliest = Instant::now();
+            while let Some(first) = waiting.recv().await {
+                sleep_until(earliest).await;
+                next.push(first);
+                while next.len() < MOST
+                    && let Ok(another) = waiting.try_recv()
+                {
+                    next.push(another);
+                }
+                earliest = Instant::now() + APART;
                 next.retain(|(_, answer)| !answer.is_closed());
                 if next.is_empty() {
                     continue;
