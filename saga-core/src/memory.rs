@@ -40,6 +40,8 @@ struct Row {
     owner: Option<WorkerId>,
     due: Option<Instant>,
     writers: Vec<WorkerId>,
+    /// Who was lost with it; `None` who came back since.
+    lost_with: Vec<Option<WorkerId>>,
 }
 
 impl Default for MemoryStore {
@@ -62,7 +64,8 @@ impl Inner {
     fn record(&self, saga: SagaId) -> Option<Record> {
         let row = self.sagas.get(&saga)?;
         let mail = self.unread(saga).cloned().collect();
-        Some(Record { age: row.started.elapsed(), mail, ..row.record.clone() })
+        let survived = (1..).zip(&row.lost_with).filter(|(_, worker)| worker.is_none()).map(|(number, _)| number);
+        Some(Record { age: row.started.elapsed(), survived: survived.collect(), mail, ..row.record.clone() })
     }
 }
 
@@ -76,6 +79,13 @@ impl Row {
     fn free(&mut self, due: Option<Instant>) {
         self.owner = None;
         self.due = due;
+    }
+
+    fn lapse(&mut self, lost: Option<WorkerId>) {
+        self.free(Some(Instant::now()));
+        self.record.epoch += 1;
+        self.record.lapses += 1;
+        self.lost_with.push(lost);
     }
 
     fn append(&mut self, worker: WorkerId, append: &Append) -> Appended {
@@ -113,18 +123,29 @@ impl Store for MemoryStore {
     }
 
     async fn beat(&self, worker: WorkerId, lease: Duration) -> Result<bool, StoreError> {
-        let now = Instant::now();
         Ok(match self.lock().workers.get_mut(&worker) {
-            Some((until, _)) if *until > now => {
+            Some((until, _)) => {
                 *until = after(lease);
                 true
             }
-            _ => false,
+            None => false,
         })
     }
 
     async fn leave(&self, worker: WorkerId) -> Result<(), StoreError> {
         self.lock().workers.remove(&worker);
+        Ok(())
+    }
+
+    async fn returned(&self, worker: WorkerId) -> Result<(), StoreError> {
+        let mut inner = self.lock();
+        inner.workers.remove(&worker);
+        for row in inner.sagas.values_mut() {
+            row.lost_with.iter_mut().filter(|lost| **lost == Some(worker)).for_each(|lost| *lost = None);
+            if row.owner == Some(worker) {
+                row.lapse(None);
+            }
+        }
         Ok(())
     }
 
@@ -135,9 +156,7 @@ impl Store for MemoryStore {
         let orphaned = |row: &&mut Row| row.owner.is_some_and(|owner| !workers.contains_key(&owner));
         let mut swept = 0;
         for row in sagas.values_mut().filter(orphaned).take(limit) {
-            row.free(Some(now));
-            row.record.epoch += 1;
-            row.record.lapses += 1;
+            row.lapse(row.owner);
             swept += 1;
         }
         Ok(swept)
@@ -164,12 +183,14 @@ impl Store for MemoryStore {
                 trace: start.trace.clone(),
                 epoch: i64::from(start.owner.is_some()),
                 lapses: 0,
+                survived: vec![],
                 age: Duration::ZERO,
                 journal: vec![],
                 mail: vec![],
             };
             let due = start.owner.is_none().then(Instant::now);
-            let row = Row { record, started: Instant::now(), owner: start.owner, due, writers: vec![] };
+            let row =
+                Row { record, started: Instant::now(), owner: start.owner, due, writers: vec![], lost_with: vec![] };
             inner.keys.insert(key, start.saga);
             inner.sagas.insert(start.saga, row);
             Started::New

@@ -16,6 +16,7 @@
 //!   read in the very append that folds it, and a second message of the same id is dropped.
 //! - **Work is not a lease.** Unowned work waits with a due time; owned work has none. When a worker's heartbeat lapses, all that it owned is
 //!   due again, with one more lapse counted.
+//! - **Silence is not death.** A lapse is survived when the process of its worker speaks again.
 //! - **One clock.** Due times, ages and leases are counted by the store's clock alone.
 //! - **Batches.** One bad entry of a batch fails the batch with [`StoreError::Rejected`] and nothing written; the engine halves the batch until the
 //!   culprit is alone. Entries that are refused or busy do not disturb their neighbours.
@@ -123,6 +124,8 @@ pub struct Record {
     pub epoch: i64,
     /// How many workers were lost while they owned it.
     pub lapses: u32,
+    /// Which of these losses (the first is 1) were no death: their worker [came back](Store::returned) since.
+    pub survived: Vec<u32>,
     /// How long ago it was started.
     pub age: Duration,
     /// The entries of its journal, the one with `seq` 1 first.
@@ -185,6 +188,9 @@ pub enum StoreError {
     /// The store will never take this: nothing was done, calling again is useless.
     #[error("the store refused what was to be written, nothing was written: {0}")]
     Rejected(String),
+    /// The store cannot be used as it is set up. From [`Store::ready`] alone.
+    #[error("the store cannot be used: {0}")]
+    Unsuited(String),
 }
 
 /// The definition of a saga as workers register it.
@@ -205,22 +211,55 @@ pub struct Census {
     pub oldest: Option<Duration>,
 }
 
+/// Beats for workers, one at a time, from a thread of its own. From [`Store::heart`].
+#[async_trait]
+pub trait Heart: Send {
+    /// [`Store::beat`].
+    async fn beat(&mut self, worker: WorkerId, lease: Duration) -> Result<bool, StoreError>;
+}
+
 /// A durable place for sagas. What an implementer guarantees is said in [the module's docs](self).
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
+    /// Whether all is there that the other methods need: the tables, the rights, the settings. Asked once, at the start of an engine. The default finds everything in order.
+    ///
+    /// # Errors
+    /// [`StoreError::Unsuited`], which says what to do about it.
+    async fn ready(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
     /// Remembers a definition's fingerprint, or answers with the one that was remembered before.
     async fn register(&self, definition: &DefinitionId, fingerprint: &str) -> Result<String, StoreError>;
 
     /// A worker begins, with a lease of this length; it can run these definitions.
     async fn join(&self, worker: WorkerId, lease: Duration, definitions: &[DefinitionId]) -> Result<(), StoreError>;
 
-    /// The worker lives: its lease begins anew. `false` when it had lapsed before; then it never comes back.
+    /// The worker lives: its lease begins anew. `false` when a sweep has forgotten it; then it never comes back.
     async fn beat(&self, worker: WorkerId, lease: Duration) -> Result<bool, StoreError>;
+
+    /// A heart of its own for a worker's [`beat`](Self::beat), which the engine runs on a thread apart: neither a step that blocks its runtime nor a busy
+    /// store silences it. `None`, the default, for a store that lives in this process: the engine beats from its runtime.
+    fn heart(&self) -> Option<Box<dyn Heart>> {
+        None
+    }
 
     /// The worker is done. What it still owns lapses.
     async fn leave(&self, worker: WorkerId) -> Result<(), StoreError>;
 
+    /// The process of a worker whose lease lapsed speaks again: it was silent, not dead. What the worker still owns lapses and is due at once; these losses, and those
+    /// that a sweep has counted meanwhile, are [survived](Record::survived). The worker is forgotten. Called before the process joins anew.
+    ///
+    /// The default does nothing: then each loss counts as a death.
+    async fn returned(&self, worker: WorkerId) -> Result<(), StoreError> {
+        let _ = worker;
+        Ok(())
+    }
+
     /// Forgets workers whose lease lapsed and makes due what they owned, at most `limit` sagas at a time. Answers how many there were.
+    ///
+    /// A store that other clocks than its own could mislead takes its time: a worker is forgotten when it was seen to be silent, and whoever could not look for a while begins to look
+    /// anew. It is asked several times a lease.
     async fn sweep(&self, limit: usize) -> Result<usize, StoreError>;
 
     /// Starts sagas. Answers one by one, in the batch's order.

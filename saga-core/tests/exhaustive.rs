@@ -243,7 +243,7 @@ impl Told {
             },
             Self::NotRunning(step) => Input::NotRunning { step },
             Self::Undo(step, done) => Input::Compensation { step, outcome: if done { Ok(()) } else { Err(error()) } },
-            Self::Lapsed(total) => Input::Lapsed { total: total.into() },
+            Self::Lapsed(total) => Input::Lapsed { total: total.into(), survived: vec![] },
             Self::Unwritable => Input::Unwritable { reason: error() },
             Self::Cancel => Input::Cancel { reason: "a person".into() },
             Self::Resume => Input::Resume { by: "a person".into() },

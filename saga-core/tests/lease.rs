@@ -63,6 +63,7 @@ over_the_wire! {
     join(worker: WorkerId, lease: Duration, definitions: &[DefinitionId]) -> ();
     beat(worker: WorkerId, lease: Duration) -> bool;
     leave(worker: WorkerId) -> ();
+    returned(worker: WorkerId) -> ();
     sweep(limit: usize) -> usize;
     start(batch: &[Start]) -> Vec<Started>;
     append(worker: WorkerId, batch: &[Append]) -> Vec<Appended>;

@@ -228,7 +228,7 @@ impl<'g> Run<'g> {
                 let outcome = if done { Ok(()) } else { Err("not now".to_owned()) };
                 self.take(Input::Compensation { step, outcome });
             }
-            Move::RepeatLapse => self.take(Input::Lapsed { total: self.lapses }),
+            Move::RepeatLapse => self.take(Input::Lapsed { total: self.lapses, survived: vec![] }),
             Move::Crash { appended } => self.crash(appended),
             Move::RefuseToStore => {
                 self.appending.clear();
@@ -330,7 +330,7 @@ impl<'g> Run<'g> {
         self.lose_what_is_not_durable();
         self.lapses += 1;
         self.wrong.iter_mut().chain(&mut self.undo_wrong).for_each(|wrong| *wrong += 1);
-        self.take(Input::Lapsed { total: self.lapses });
+        self.take(Input::Lapsed { total: self.lapses, survived: vec![] });
     }
 
     /// Back to the journal; what was under way goes on without anybody who would hear how it ends.
@@ -591,7 +591,7 @@ fn inputs() -> impl Strategy<Value = Input> {
         Just(Input::NotRunning { step: 0 }),
         Just(Input::Compensation { step: 0, outcome: Ok(()) }),
         Just(Input::Compensation { step: 0, outcome: Err("not now".into()) }),
-        any::<u32>().prop_map(|total| Input::Lapsed { total }),
+        any::<u32>().prop_map(|total| Input::Lapsed { total, survived: vec![] }),
         Just(Input::Unwritable { reason: "too large".into() }),
         Just(Input::Cancel { reason: "a person".into() }),
         Just(Input::Resume { by: "a person".into() }),

@@ -41,12 +41,14 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod barrier;
+mod connection;
 mod error;
 mod hints;
 mod inbox;
 mod migrations;
 pub mod outbox;
 mod queries;
+mod rehearsal;
 mod store;
 #[cfg(all(feature = "testing", unix))]
 pub mod testing;

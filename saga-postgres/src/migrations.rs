@@ -1,19 +1,64 @@
-use crate::SetupError;
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+//! Migrations, under traffic.
+//!
+//! # Two releases on one schema
+//!
+//! A migration is *needed* when a release that does not know it would go wrong on it, and an *addition* otherwise: a column with a default, an index, a table of its own. What is needed is noted in
+//! `saga_migration`, additions in `saga_addition`. A release works on every schema whose needed migrations it knows. So an older node may start, and may call `migrate`, on a
+//! schema that a newer one has added to. Releases before 0.2 know `saga_migration` alone, and read it in the same way.
+//!
+//! # Nobody is held up
+//!
+//! Each part of a migration is a transaction of its own. One that would have to wait for a lock gives up soon and tries again, so that nobody queues behind it. Indexes are built concurrently.
 
-/// The migrations in their order; the first has version 1.
-const MIGRATIONS: &[&str] = &[
-    include_str!("migrations/0001_sagas.sql"),
-    include_str!("migrations/0002_inbox.sql"),
-    include_str!("migrations/0003_outbox.sql"),
-    include_str!("migrations/0004_inbox_open.sql"),
-    include_str!("migrations/0005_inbox_functions.sql"),
-    include_str!("migrations/0006_unfinished.sql"),
-    include_str!("migrations/0007_outbox_checks.sql"),
-    include_str!("migrations/0008_inbox_batches.sql"),
+use crate::{
+    SetupError,
+    connection::{Keeps, Lent, Route, Settings},
+    error::{meaning_of, told},
+};
+use saga_core::store::StoreError;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Row};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// One migration, in its order; the first has version 1.
+struct Migration {
+    sql: &'static str,
+    /// Whether a release that does not know it goes wrong on it.
+    needed: bool,
+}
+
+const fn needed(sql: &'static str) -> Migration {
+    Migration { sql, needed: true }
+}
+
+const fn addition(sql: &'static str) -> Migration {
+    Migration { sql, needed: false }
+}
+
+const MIGRATIONS: &[Migration] = &[
+    needed(include_str!("migrations/0001_sagas.sql")),
+    needed(include_str!("migrations/0002_inbox.sql")),
+    needed(include_str!("migrations/0003_outbox.sql")),
+    needed(include_str!("migrations/0004_inbox_open.sql")),
+    needed(include_str!("migrations/0005_inbox_functions.sql")),
+    needed(include_str!("migrations/0006_unfinished.sql")),
+    needed(include_str!("migrations/0007_outbox_checks.sql")),
+    needed(include_str!("migrations/0008_inbox_batches.sql")),
+    addition(include_str!("migrations/0009_specversion.sql")),
+    addition(include_str!("migrations/0010_life.sql")),
 ];
 
-/// A schema's name goes into the SQL as it is.
+/// What ends a part of a migration. Each part but the last one can be done again: a process may die between them. The last one is noted together with what it does.
+const NEXT: &str = "-- next transaction\n";
+/// In a part that is an index alone.
+const CONCURRENTLY: &str = "CREATE INDEX CONCURRENTLY IF NOT EXISTS ";
+/// How long a migration waits for a lock before it lets others pass.
+const LOCK_MS: u32 = 200;
+const PAUSE: Duration = Duration::from_millis(300);
+/// A migration that gets no lock for so long is reported, and again after as long.
+const REPORTED_AFTER: Duration = Duration::from_secs(5);
+
+/// A schema's name goes into the SQL in quotes.
 pub(crate) fn check_name(schema: &str) -> Result<(), SetupError> {
     let wellformed = schema.len() <= 40
         && schema.starts_with(|c: char| c.is_ascii_lowercase())
@@ -21,47 +66,218 @@ pub(crate) fn check_name(schema: &str) -> Result<(), SetupError> {
     if wellformed { Ok(()) } else { Err(SetupError::SchemaName(schema.into())) }
 }
 
-/// All migrations of a schema as SQL, for those who run their own.
+/// Puts a schema's name into SQL: `{schema}` where it is a name, which may be a word of SQL, `{name}` where it is a part of a text.
+pub(crate) fn in_schema(sql: &str, schema: &str) -> String {
+    sql.replace("{schema}", &format!("\"{schema}\"")).replace("{name}", schema)
+}
+
+/// All migrations of a schema as SQL, for those who run their own. For an empty database, so that nothing has to be built beside anything.
 pub(crate) fn printed(schema: &str) -> String {
-    let mut sql = format!("CREATE SCHEMA IF NOT EXISTS {schema};\n{}", version_table(schema));
+    let mut sql = in_schema(&format!("CREATE SCHEMA IF NOT EXISTS {{schema}};\n{BOOKS}"), schema);
     for (version, migration) in (1..).zip(MIGRATIONS) {
-        sql += &format!("\n-- Migration {version}\n{}", migration.replace("{schema}", schema));
-        sql += &format!("INSERT INTO {schema}.saga_migration (version) VALUES ({version});\n");
+        let done = migration.sql.replace(CONCURRENTLY, "CREATE INDEX ").replace(NEXT, "");
+        sql += &format!("\n-- Migration {version}\n{}", in_schema(&done, schema));
+        sql += &migration.noted(version, schema);
     }
     sql
 }
 
-/// Brings a schema to the newest version. Several processes may do so at once: all but one wait.
-pub(crate) async fn run(connection: &mut PgConnection, schema: &str) -> Result<(), SetupError> {
-    let mut tx = connection.begin().await?;
-    // The others may take their time.
-    sqlx::raw_sql("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0").execute(&mut *tx).await?;
-    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('saga_migration ' || $1, 0))")
-        .bind(schema)
-        .execute(&mut *tx)
-        .await?;
-    let prepare = format!("CREATE SCHEMA IF NOT EXISTS {schema}; {}", version_table(schema));
-    sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *tx).await?;
-    let newest = format!("SELECT coalesce(max(version), 0) FROM {schema}.saga_migration");
-    let found: i32 = sqlx::query_scalar(AssertSqlSafe(newest)).fetch_one(&mut *tx).await?;
-    let known = i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX);
-    if found > known {
-        return Err(SetupError::TooNew { schema: schema.into(), found, known });
+const BOOKS: &str = "\
+CREATE TABLE IF NOT EXISTS {schema}.saga_migration (version integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now());
+CREATE TABLE IF NOT EXISTS {schema}.saga_addition (version integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now());
+";
+
+impl Migration {
+    fn noted(&self, version: i32, schema: &str) -> String {
+        let book = if self.needed { "saga_migration" } else { "saga_addition" };
+        in_schema(
+            &format!("INSERT INTO {{schema}}.{book} (version) VALUES ({version}) ON CONFLICT DO NOTHING;\n"),
+            schema,
+        )
     }
-    for (version, migration) in (1..).zip(MIGRATIONS).filter(|(version, _)| *version > found) {
-        let failed = |source| SetupError::Migration { version, schema: schema.into(), source };
-        let sql = migration.replace("{schema}", schema);
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await.map_err(failed)?;
-        let done = format!("INSERT INTO {schema}.saga_migration (version) VALUES ($1)");
-        sqlx::query(AssertSqlSafe(done)).bind(version).execute(&mut *tx).await.map_err(failed)?;
+}
+
+/// What a schema is at.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Standing {
+    migrations: Vec<i32>,
+    additions: Vec<i32>,
+}
+
+impl Standing {
+    /// Reads it, without any right but to read the two tables.
+    pub(crate) async fn read(connection: &mut PgConnection, schema: &str) -> Result<Self, sqlx::Error> {
+        let mut standing = Self::default();
+        for (book, versions) in
+            [("saga_migration", &mut standing.migrations), ("saga_addition", &mut standing.additions)]
+        {
+            let there = in_schema(&format!("SELECT to_regclass('{{schema}}.{book}') IS NOT NULL AS there"), schema);
+            let there = sqlx::raw_sql(AssertSqlSafe(there)).fetch_one(&mut *connection).await?;
+            if there.try_get("there")? {
+                let read = in_schema(&format!("SELECT version FROM {{schema}}.{book} ORDER BY version"), schema);
+                for row in sqlx::raw_sql(AssertSqlSafe(read)).fetch_all(&mut *connection).await? {
+                    versions.push(row.try_get("version")?);
+                }
+            }
+        }
+        Ok(standing)
     }
-    tx.commit().await?;
+
+    fn has(&self, version: i32) -> bool {
+        self.migrations.contains(&version) || self.additions.contains(&version)
+    }
+
+    /// The migrations that this release knows and the schema does not have.
+    pub(crate) fn missing(&self) -> Vec<i32> {
+        (1..).zip(MIGRATIONS).map(|(version, _)| version).filter(|version| !self.has(*version)).collect()
+    }
+
+    /// # Errors
+    /// [`SetupError::TooNew`] when a migration is needed that is not known here.
+    pub(crate) fn is_known(&self, schema: &str) -> Result<(), SetupError> {
+        let known = i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX);
+        match self.migrations.iter().max() {
+            Some(&found) if found > known => Err(SetupError::TooNew { schema: schema.into(), found, known }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Brings a schema to this release. Several processes may do so at once, and others may use it meanwhile.
+///
+/// On a connection of its own, which takes its time for building an index.
+pub(crate) async fn run(route: &Route, schema: &str) -> Result<(), SetupError> {
+    let mut opened = route.open().await?;
+    let connection = opened.connection();
+    if route.keeps() == Keeps::Sessions {
+        sqlx::raw_sql("SET statement_timeout = 0; SET lock_timeout = 0").execute(&mut *connection).await?;
+    }
+    bring(connection, schema).await
+}
+
+/// On a user's pool: along the same way. Says whether its connections keep their sessions.
+pub(crate) async fn run_on(pool: &PgPool, schema: &str) -> Result<Keeps, SetupError> {
+    let route = Route::of(pool, Settings::of_the_store(), Lent::PATIENCE);
+    let keeps = route.explore().await?;
+    run(&route.keeping(keeps), schema).await?;
+    Ok(keeps)
+}
+
+async fn bring(connection: &mut PgConnection, schema: &str) -> Result<(), SetupError> {
+    let standing = Standing::read(connection, schema).await?;
+    standing.is_known(schema)?;
+    if standing.missing().is_empty() {
+        return Ok(());
+    }
+    if standing == Standing::default() {
+        let there = format!("SELECT to_regnamespace('\"{schema}\"') IS NOT NULL AS there");
+        let there = sqlx::raw_sql(AssertSqlSafe(there)).fetch_one(&mut *connection).await?.try_get("there")?;
+        // Whoever may not create a schema may have been given one.
+        let sql = printed(schema);
+        let sql = if there { sql.split_once('\n').map_or(sql.as_str(), |(_, rest)| rest) } else { &sql };
+        in_a_transaction(connection, schema, 1, sql).await?;
+    } else {
+        in_a_transaction(connection, schema, 0, &in_schema(BOOKS, schema)).await?;
+    }
+    for version in Standing::read(connection, schema).await?.missing() {
+        let migration = &MIGRATIONS[usize::try_from(version - 1).unwrap_or(0)];
+        let mut parts = migration.sql.split(NEXT).peekable();
+        while let Some(part) = parts.next() {
+            let noted = if parts.peek().is_none() { migration.noted(version, schema) } else { String::new() };
+            let sql = in_schema(part, schema);
+            if part.contains(CONCURRENTLY) {
+                build_index(connection, schema, version, &sql).await?;
+                in_a_transaction(connection, schema, version, &noted).await?;
+            } else {
+                in_a_transaction(connection, schema, version, &(sql + &noted)).await?;
+            }
+        }
+    }
     Ok(())
 }
 
-fn version_table(schema: &str) -> String {
-    format!(
-        "CREATE TABLE IF NOT EXISTS {schema}.saga_migration \
-         (version integer PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT now());\n"
-    )
+/// Runs a part of a migration, unless another process has done that migration meanwhile (0: of none). One process at a time.
+async fn in_a_transaction(
+    connection: &mut PgConnection,
+    schema: &str,
+    version: i32,
+    sql: &str,
+) -> Result<(), SetupError> {
+    let began = Instant::now();
+    let mut reported = REPORTED_AFTER;
+    loop {
+        match once(connection, schema, version, sql).await {
+            Ok(()) => return Ok(()),
+            Err(error) if matches!(meaning_of(&error), StoreError::Contention(_)) => {
+                if began.elapsed() >= reported {
+                    reported += REPORTED_AFTER;
+                    tracing::warn!(
+                        version,
+                        schema,
+                        "a migration waits for a lock that a transaction holds: it tries again, and holds up nobody"
+                    );
+                }
+                sleep(PAUSE).await;
+            }
+            Err(source) => {
+                return Err(SetupError::Migration { version, schema: schema.into(), reason: told(&source), source });
+            }
+        }
+    }
+}
+
+async fn once(connection: &mut PgConnection, schema: &str, version: i32, sql: &str) -> Result<(), sqlx::Error> {
+    let mut tx = connection.begin().await?;
+    // A large table may take its time. In a short wait for a lock nobody queues behind us for long.
+    let limits = format!("SET LOCAL lock_timeout = {LOCK_MS}; SET LOCAL statement_timeout = 0");
+    sqlx::raw_sql(AssertSqlSafe(limits)).execute(&mut *tx).await?;
+    let alone = format!("SELECT pg_advisory_xact_lock(hashtextextended('saga_migration {schema}', 0))");
+    sqlx::raw_sql(AssertSqlSafe(alone)).execute(&mut *tx).await?;
+    if version == 0 || !Standing::read(&mut tx, schema).await?.has(version) {
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut *tx).await?;
+    }
+    tx.commit().await
+}
+
+/// Builds an index beside what goes on. A process that dies while it does leaves one that is not valid, which is dropped.
+async fn build_index(connection: &mut PgConnection, schema: &str, version: i32, sql: &str) -> Result<(), SetupError> {
+    let failed = |source| SetupError::Migration { version, schema: schema.into(), reason: told(&source), source };
+    let name = sql.split_once(CONCURRENTLY).and_then(|(_, rest)| rest.split(' ').next()).unwrap_or_default();
+    let look = in_schema(
+        &format!(
+            "SELECT i.indisvalid AS valid, EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.index_relid = i.indexrelid) AS under_way
+             FROM pg_index i WHERE i.indexrelid = to_regclass('{{schema}}.{name}')"
+        ),
+        schema,
+    );
+    loop {
+        let found =
+            sqlx::raw_sql(AssertSqlSafe(look.clone())).fetch_optional(&mut *connection).await.map_err(failed)?;
+        let found = found.map(|row| Ok((row.try_get("valid")?, row.try_get("under_way")?)));
+        let built = match found.transpose().map_err(failed)? {
+            Some((true, _)) => return Ok(()),
+            // By another process, or one whose connection is not yet known to be gone.
+            Some((false, true)) => {
+                sleep(PAUSE).await;
+                continue;
+            }
+            Some((false, false)) => {
+                let drop = in_schema(&format!("DROP INDEX CONCURRENTLY IF EXISTS {{schema}}.{name}"), schema);
+                sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *connection).await
+            }
+            None => sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut *connection).await,
+        };
+        match built {
+            Ok(_) => {}
+            // Two processes at the same index: one of them looks again.
+            Err(error) if is_a_race(&error) => sleep(PAUSE).await,
+            Err(error) => return Err(failed(error)),
+        }
+    }
+}
+
+fn is_a_race(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    matches!(meaning_of(error), StoreError::Contention(_))
+        || matches!(code.as_deref(), Some("42P07" | "23505" | "42704"))
 }

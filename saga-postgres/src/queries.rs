@@ -12,8 +12,8 @@ macro_rules! queries {
             /// `edit` may change a statement before it is used: tests show in this way what breaks without a rule.
             pub(crate) fn new(schema: &str, edit: impl Fn(&str, String) -> String) -> Self {
                 let built = |name: &str, text: &str| {
-                    // The schema's name was checked: it needs no quoting.
-                    let sql: std::sync::Arc<str> = edit(name, text.replace("{schema}", schema)).into();
+                    // The schema's name was checked.
+                    let sql: std::sync::Arc<str> = edit(name, crate::migrations::in_schema(text, schema)).into();
                     sqlx::SqlSafeStr::into_sql_str(sqlx::AssertSqlSafe(sql))
                 };
                 Self { $($name: built(stringify!($name), include_str!(concat!("sql/", stringify!($name), ".sql"))),)* }
@@ -34,7 +34,8 @@ queries! {
     append append_written start start_existing
     claim_due claim_mailed journals unread owned disown
     mail post drop_dead_mail
-    join beat leave bury orphans sweep
+    join beat leave workers bury orphans sweep set_back
+    returned_owned returned_swept returned_left readers
     register registered census unclaimable
     find statuses read
     notify

@@ -83,7 +83,7 @@ async fn a_connection_that_forgot_its_prepared_statements_refuses_no_sagas() {
     let saga = start(&store, "k", Some(worker)).await;
     assert_eq!(store.append(worker, &[entry(saga, 1, 1)]).await.unwrap(), [Appended::Written]);
     // As a pooler between does.
-    sqlx::raw_sql("DEALLOCATE ALL").execute(store.pool()).await.unwrap();
+    store.meddle("DEALLOCATE ALL").await.unwrap();
     let again = async {
         loop {
             match store.append(worker, &[entry(saga, 1, 2)]).await {

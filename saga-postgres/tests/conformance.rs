@@ -97,9 +97,9 @@ const MUTANTS: &[(&str, Edit, &str)] = &[
         "lease::a_disowned_saga_that_its_worker_claims_again_has_another_epoch",
     ),
     (
-        "a lapsed worker comes back",
-        |name, sql| replaced(name, sql, "beat", " AND expires_at > now()", ""),
-        "lease::a_lapsed_lease_is_not_revived_by_a_beat_before_the_sweep",
+        "a sweep does not say who was lost",
+        |name, sql| replaced(name, sql, "sweep", "|| s.owner", "|| NULL::uuid"),
+        "lease::a_lapse_is_survived_by_a_worker_that_comes_back",
     ),
     (
         "everybody's sagas are disowned",

@@ -52,6 +52,8 @@ pub(crate) struct Drive {
     age: (Millis, Instant),
     /// Everything that was decided, durable or not.
     state: State,
+    /// Which of its lost workers were silent and not dead.
+    survived: Vec<u32>,
     /// As the store has it.
     status: Status,
     /// The place of the last entry in the journal.
@@ -69,7 +71,7 @@ pub(crate) struct Drive {
     awaited: Vec<Awaited>,
     ended: watch::Sender<Option<Ended>>,
     _place: Place,
-    /// Held by a saga that was lost, until it has made progress or has run for as long as a lease without harm: a share of it, or, by a suspect, all of it.
+    /// Held by a saga that a worker died with, until it has made progress or has run for as long as a lease without harm: a share of it, or, by a suspect, all of it.
     quarantine: Option<(OwnedSemaphorePermit, Instant)>,
 }
 
@@ -99,7 +101,7 @@ struct Awaited {
 
 /// All shares of the quarantine.
 pub(crate) const QUARANTINE: u32 = 1 << 20;
-/// A saga that was lost with so many workers in a row may be what kills them.
+/// A saga that so many workers in a row died with may be what kills them.
 const SUSPECT: u32 = 2;
 /// When a suspect that finds the quarantine taken is looked at again.
 const NEXT_SUSPECT: Duration = Duration::from_secs(1);
@@ -123,6 +125,7 @@ impl Drive {
             trace: record.trace.context_of(record.saga),
             epoch: record.epoch,
             age: (Millis::try_from(record.age.as_millis()).unwrap_or(Millis::MAX / 2), Instant::now()),
+            survived: record.survived,
             status: record.status,
             seq: i32::try_from(record.journal.len()).unwrap_or(i32::MAX),
             state: State::replay(process.graph(), events),
@@ -141,7 +144,7 @@ impl Drive {
             quarantine: None,
         };
         if record.lapses > drive.state.lapses() {
-            drive.take(Input::Lapsed { total: record.lapses });
+            drive.take(Input::Lapsed { total: record.lapses, survived: drive.survived.clone() });
         }
         // Not before that: an attempt that counts as lost is not waited for.
         drive.await_what_was_published();
@@ -151,14 +154,18 @@ impl Drive {
         drive
     }
 
-    /// Whether it was lost with its last worker, and has made no progress since.
+    /// Whether a worker died with it, and it has made no progress since.
     pub(crate) fn was_lost(&self) -> bool {
-        self.state.lapses_without_progress() > 0 && self.state.status() != Status::Parked
+        self.deaths() > 0 && self.state.status() != Status::Parked
+    }
+
+    fn deaths(&self) -> u32 {
+        self.state.deaths_without_progress(&self.survived)
     }
 
     /// Suspects run one at a time in a process, so that one which kills its worker takes no other with it into the count.
     pub(crate) fn is_suspect(&self) -> bool {
-        self.was_lost() && self.state.lapses_without_progress() >= SUSPECT
+        self.was_lost() && self.deaths() >= SUSPECT
     }
 
     pub(crate) fn quarantined(mut self, quarantine: OwnedSemaphorePermit) -> Self {

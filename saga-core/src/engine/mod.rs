@@ -4,6 +4,7 @@ mod attempt;
 mod committer;
 mod config;
 mod drive;
+mod heart;
 mod journal;
 mod lease;
 mod messages;
@@ -25,6 +26,8 @@ use crate::{
 };
 use committer::Committer;
 use drive::Drive;
+use futures::future::join;
+use heart::Leases;
 use lease::Lease;
 use messages::Messages;
 use metrics::Metrics;
@@ -37,9 +40,12 @@ use std::{
 };
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// For what was told to stop at once.
+const A_MOMENT: Duration = Duration::from_secs(1);
 
 /// Runs sagas: embed one in each process of your service, on as many nodes as you like.
 ///
@@ -70,22 +76,33 @@ impl Engine {
 
     /// Hands over: claims nothing more, starts no attempt any more, lets those under way end for as long as `grace`, journals them, and releases
     /// every saga for other processes to take at once. Attempts that outlast the grace are dropped, with an unknown outcome.
+    ///
+    /// Ends within `grace`, [`Config::patience`] and a second, whatever does not answer: what could not be written or released by then is taken over by others when the lease has lapsed.
     pub async fn shutdown(mut self, grace: Duration) {
-        if let Some(replies) = self.replies.take() {
-            replies.stop().await;
-        }
-        let shared = &self.shared;
+        let shared = self.shared.clone();
+        let over = Instant::now() + grace;
+        let end = over + shared.config.patience;
         shared.draining.cancel();
         shared.drives.close();
-        if timeout(grace, shared.drives.wait()).await.is_err() {
+        let replies = self.replies.take();
+        let no_more_replies = async {
+            if let Some(replies) = replies {
+                replies.stop().await;
+            }
+        };
+        if timeout_at(over, join(no_more_replies, shared.drives.wait())).await.is_err() {
             shared.grace_over.cancel();
-            // What cannot be written now is taken over when the lease has lapsed.
-            let _ = timeout(shared.config.patience, shared.drives.wait()).await;
+            let _ = timeout_at(end, shared.drives.wait()).await;
         }
-        if let Err(error) = shared.store.leave(shared.lease().worker()).await {
-            tracing::warn!(%error, "cannot leave: others notice when the lease has lapsed");
+        let (worker, sagas) = (shared.lease().worker(), shared.in_memory().len());
+        match timeout_at(end, shared.store.leave(worker)).await {
+            Ok(Ok(())) => tracing::info!(%worker, sagas, "left"),
+            Ok(Err(error)) => tracing::warn!(%error, %worker, "cannot leave: others notice when the lease has lapsed"),
+            Err(_) => tracing::warn!(%worker, "no answer to the leave: others notice when the lease has lapsed"),
         }
-        self.kill().await;
+        if timeout_at(end + A_MOMENT, self.kill()).await.is_err() {
+            tracing::warn!("something of the engine does not end: a step that blocks its thread, perhaps");
+        }
     }
 
     /// Stops at once, as if the process had died, and returns when nothing runs any more.
@@ -171,6 +188,7 @@ impl EngineBuilder {
         if let (Some((saga, step)), None) = (&commanding, &self.messages) {
             return Err(Error::NoTransport { saga: saga.clone(), step: step.clone() });
         }
+        self.store.ready().await?;
         for (name, version, now) in self.fingerprints {
             let stored = self.store.register(&DefinitionId { name: name.into(), version }, &now).await?;
             if stored != now {
@@ -183,7 +201,8 @@ impl EngineBuilder {
             store: self.store,
             definitions: self.processes.keys().cloned().collect(),
             processes: self.processes,
-            lease: Mutex::new(Lease::new(crate::WorkerId::generate(), tokio::time::Instant::now())),
+            lease: Mutex::new(Lease::new(crate::WorkerId::generate(), Instant::now())),
+            leases: Leases::new(),
             in_memory: Mutex::default(),
             slots: Arc::new(Semaphore::new(self.config.sagas)),
             attempts: Semaphore::new(self.config.attempts),
@@ -203,8 +222,10 @@ impl EngineBuilder {
             grace_over: CancellationToken::new(),
         };
         let lease = worker::join(&shared).await?;
-        shared.lease = Mutex::new(lease);
+        shared.lease = Mutex::new(lease.clone());
         let shared = Arc::new(shared);
+        heart::start(&shared)?;
+        shared.leases.keep(lease);
         shared.spawn(worker::follow_hints(shared.clone()));
         shared.spawn(worker::stay_alive(shared.clone()));
         shared.spawn(outcomes::watch_outcomes(shared.clone()));
@@ -231,6 +252,8 @@ pub(crate) struct Shared {
     processes: HashMap<DefinitionId, Arc<dyn Process>>,
     committer: Committer,
     lease: Mutex<Lease>,
+    /// Those that are kept by a heartbeat.
+    leases: Leases,
     /// The mailboxes of the sagas that are in memory, or about to be.
     in_memory: Mutex<HashMap<SagaId, mpsc::UnboundedSender<Mail>>>,
     /// Room for sagas in memory.
@@ -263,7 +286,8 @@ impl Shared {
     }
 
     fn replace_lease(&self, lease: Lease) {
-        *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = lease;
+        *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = lease.clone();
+        self.leases.keep(lease);
     }
 
     fn in_memory(&self) -> MutexGuard<'_, HashMap<SagaId, mpsc::UnboundedSender<Mail>>> {
@@ -355,6 +379,7 @@ impl Shared {
             trace: start.trace,
             epoch: 1,
             lapses: 0,
+            survived: vec![],
             age: Duration::ZERO,
             journal: vec![],
             mail: vec![],

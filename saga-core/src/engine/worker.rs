@@ -15,13 +15,10 @@ use crate::{
     store::{Append, DefinitionId, Hint, Record, Ripe, StoreError, Then},
 };
 use futures::future::join_all;
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::sync::{Arc, atomic::Ordering};
 use tokio::{
     sync::{OwnedSemaphorePermit, broadcast::error::RecvError, watch},
-    time::{Instant, sleep, sleep_until, timeout_at},
+    time::{Instant, sleep, sleep_until},
 };
 
 /// How many sagas are claimed, or swept, at a time.
@@ -34,57 +31,37 @@ pub(crate) async fn join(shared: &Shared) -> Result<Lease, StoreError> {
     let worker = WorkerId::generate();
     let sent = Instant::now();
     shared.store.join(worker, shared.config.lease, &shared.definitions).await?;
+    let sagas: Vec<String> = shared.definitions.iter().map(|id| format!("{} v{}", id.name, id.version)).collect();
+    tracing::info!(%worker, lease = ?shared.config.lease, ?sagas, "joined");
     Ok(Lease::new(worker, sent + shared.config.lease))
 }
 
-/// Beats three times a lease. When the lease lapses all the same, everything that counts on it is dropped at once, and the worker
-/// joins again under a new identity.
+/// When the lease lapses, everything that counts on it is dropped at once. As soon as the store can be spoken to again it is told that this process was silent and not dead, and the worker
+/// joins under a new identity.
 pub(crate) async fn stay_alive(shared: Arc<Shared>) {
-    let pause = shared.config.lease / 3;
     loop {
         let lease = shared.lease();
-        if lost_the_lease(&shared, &lease, pause).await {
-            lease.lose();
-            tracing::warn!(worker = %lease.worker(), "the lease lapsed: others take over what ran here");
-            let joined = loop {
-                match join(&shared).await {
-                    Ok(joined) => break joined,
-                    Err(error) => tracing::warn!(%error, "cannot join"),
-                }
-                sleep(shared.config.poll).await;
-            };
-            shared.replace_lease(joined);
-            shared.work.notify_one();
-        }
+        lease.lost().await;
+        let (worker, sagas) = (lease.worker(), shared.in_memory().len());
+        tracing::warn!(%worker, sagas, "the lease lapsed: others take over what ran here");
+        until_done(&shared, "cannot say that this process lives", || shared.store.returned(worker)).await;
+        let joined = until_done(&shared, "cannot join", || join(&shared)).await;
+        shared.replace_lease(joined);
+        shared.work.notify_one();
     }
 }
 
-/// One beat, or several if the first ones fail. `true` once the lease lapsed.
-async fn lost_the_lease(shared: &Shared, lease: &Lease, pause: Duration) -> bool {
-    let mut next = Instant::now() + pause;
+async fn until_done<T, C: Future<Output = Result<T, StoreError>>>(
+    shared: &Shared,
+    what: &str,
+    call: impl Fn() -> C,
+) -> T {
     loop {
-        // After a pause of the whole process both times have passed: the lease goes first.
-        tokio::select! {
-            biased;
-            () = sleep_until(lease.until()) => return true,
-            () = sleep_until(next) => {}
+        match call().await {
+            Ok(done) => return done,
+            Err(error) => tracing::warn!(%error, "{what}"),
         }
-        let sent = Instant::now();
-        // One that is not answered may be on a dead connection: there is time for another.
-        let answered =
-            timeout_at(lease.until().min(sent + pause), shared.store.beat(lease.worker(), shared.config.lease));
-        match answered.await {
-            Ok(Ok(true)) => return !lease.extend(sent + shared.config.lease),
-            Ok(Ok(false)) => return true,
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "no heartbeat");
-                next = sent + pause / 4;
-            }
-            Err(_) => {
-                tracing::warn!("no answer to a heartbeat");
-                next = sent;
-            }
-        }
+        sleep(shared.config.poll).await;
     }
 }
 

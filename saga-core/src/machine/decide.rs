@@ -5,7 +5,7 @@ use crate::{
 };
 use std::time::Duration;
 
-/// A saga that was lost with this many workers in a row, without any progress between, is parked: it may be what kills them.
+/// A saga that this many workers in a row died with, without any progress between, is parked: it may be what kills them.
 const LAPSES_BEFORE_PARKED: u32 = 3;
 
 /// How one attempt of a step ended.
@@ -85,6 +85,8 @@ pub enum Input {
     Lapsed {
         /// How many in all, as the store counts them.
         total: u32,
+        /// Which of them (the first is 1) were silent and not dead: they came back.
+        survived: Vec<u32>,
     },
     /// What the saga wanted to write was refused by the store for good.
     Unwritable {
@@ -147,7 +149,9 @@ impl State {
                 _ => vec![],
             },
             Input::Lapsed { .. } | Input::Unwritable { .. } if self.status().is_final() => vec![],
-            Input::Lapsed { total } if total > self.lapses => self.workers_lost(graph, total, clock),
+            Input::Lapsed { total, survived } if total > self.lapses => {
+                self.workers_lost(graph, total, &survived, clock)
+            }
             Input::Lapsed { .. } => vec![],
             Input::Unwritable { reason } => vec![Event::Parked { reason }],
             Input::Cancel { reason } if !self.status().is_final() => vec![Event::CancelRequested { reason }],
@@ -197,7 +201,7 @@ impl State {
         }
     }
 
-    fn workers_lost(&self, graph: &Graph, total: u32, clock: Clock) -> Vec<Event> {
+    fn workers_lost(&self, graph: &Graph, total: u32, survived: &[u32], clock: Clock) -> Vec<Event> {
         let mut after = self.clone();
         let mut events = vec![];
         let mut push = |after: &mut Self, event: Event| {
@@ -205,7 +209,7 @@ impl State {
             events.push(event);
         };
         push(&mut after, Event::Lapsed { total, at: clock.now });
-        let poisonous = after.lapses_without_progress >= LAPSES_BEFORE_PARKED;
+        let poisonous = after.deaths_without_progress(survived) >= LAPSES_BEFORE_PARKED;
         for step in 0..after.steps.len() {
             let error = "the worker that ran it was lost, too often".to_owned();
             let node = graph.node(step);

@@ -47,5 +47,5 @@ mod state;
 mod tests;
 
 pub use decide::{Clock, Input, Outcome};
-pub use event::{Event, Millis};
+pub use event::{Event, FORMAT, Millis};
 pub use state::{Agenda, Cause, Course, State, Status, Step, Tries};

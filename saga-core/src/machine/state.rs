@@ -179,6 +179,13 @@ impl State {
         self.lapses_without_progress
     }
 
+    /// How many workers died with the saga since it last made progress: those that were lost, but not those that came back since (the first that was ever lost is number 1).
+    pub fn deaths_without_progress(&self, survived: &[u32]) -> u32 {
+        let before = self.lapses - self.lapses_without_progress.min(self.lapses);
+        let alive = survived.iter().filter(|&&number| before < number && number <= self.lapses).count();
+        self.lapses_without_progress.saturating_sub(u32::try_from(alive).unwrap_or(u32::MAX))
+    }
+
     /// Where the saga stands.
     pub fn status(&self) -> Status {
         if self.parked.is_some() || self.stuck().is_some() {

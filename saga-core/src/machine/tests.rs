@@ -86,7 +86,7 @@ fn an_outcome_that_the_store_refused_leaves_its_step_in_doubt() {
 #[test]
 fn a_no_after_a_timeout_is_certain_where_nothing_can_be_undone_and_a_retry_has_a_new_key() {
     let graph = graph(&[("charge", Kind::Pivot, &[]), ("deliver", Kind::Retriable, &[0])]);
-    let lost = Input::Lapsed { total: 1 };
+    let lost = Input::Lapsed { total: 1, survived: vec![] };
     // The participant remembers its no under the old key: with it, every retry would hear the same.
     let state = after(&graph, [success(0), unknown(1), fail(1), lost, resume()]);
     assert_eq!(state.tries(1).unwrap().generation, 1);
@@ -101,8 +101,13 @@ fn a_no_after_a_timeout_is_not_certain_where_something_can_be_undone() {
 #[test]
 fn a_saga_that_ends_with_the_loss_of_its_worker_is_not_parked() {
     let graph = graph(&[("score", Kind::EffectFree, &[])]);
-    assert_eq!(after(&graph, [Input::Lapsed { total: 3 }, Input::Lapsed { total: 6 }]).status(), Status::Parked);
-    let state = after(&graph, [Input::Lapsed { total: 1 }, Input::Lapsed { total: 4 }]);
+    assert_eq!(
+        after(&graph, [Input::Lapsed { total: 3, survived: vec![] }, Input::Lapsed { total: 6, survived: vec![] }])
+            .status(),
+        Status::Parked
+    );
+    let state =
+        after(&graph, [Input::Lapsed { total: 1, survived: vec![] }, Input::Lapsed { total: 4, survived: vec![] }]);
     assert_eq!(state.status(), Status::RolledBack, "nothing of it can kill another worker");
 }
 

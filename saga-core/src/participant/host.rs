@@ -221,8 +221,9 @@ impl<I: Inbox, D: Send + Sync + 'static> Participant<I, D> {
     /// Begins to take part.
     ///
     /// # Errors
-    /// When the transport cannot consume the commands' topics.
+    /// When the inbox is [not ready](Inbox::ready), or the transport cannot consume the commands' topics.
     pub async fn start(self, transport: Arc<dyn Transport>) -> Result<Participating, TransportError> {
+        self.inbox.ready().await?;
         let subscription = Subscription {
             group: self.name.clone(),
             topics: self.topics.iter().map(ToString::to_string).collect(),

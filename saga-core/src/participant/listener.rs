@@ -258,8 +258,9 @@ impl<I: Inbox, D: Send + Sync + 'static> Listener<I, D> {
     /// Begins to listen.
     ///
     /// # Errors
-    /// When the transport cannot consume the events' topics.
+    /// When the inbox is [not ready](Inbox::ready), or the transport cannot consume the events' topics.
     pub async fn start(self, transport: Arc<dyn Transport>) -> Result<Participating, TransportError> {
+        self.inbox.ready().await?;
         let topics = self.topics.iter().map(ToString::to_string).collect();
         let subscription = Subscription { group: self.name.clone(), topics, batch: 50 };
         let listening = Listening { listener: self, tracing: Tracing::default().over(transport.system()) };

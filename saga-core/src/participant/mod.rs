@@ -75,7 +75,7 @@ use crate::{
     error::{panic_message, shortened},
     message::{Answer, CommandId, Message, Op},
     trace::{self, Tracing},
-    transport::Unavailable,
+    transport::{TransportError, Unavailable},
 };
 use async_trait::async_trait;
 use futures::{FutureExt, future::BoxFuture};
@@ -128,6 +128,14 @@ pub trait Event: Payload {
 pub trait Inbox: Send + Sync + 'static {
     /// The transaction that a handler writes in.
     type Tx: Send + 'static;
+
+    /// Whether all is there that it needs: tables, rights, settings. Asked once, before anything is consumed. The default finds everything in order.
+    ///
+    /// # Errors
+    /// What does not heal by itself, and what to do about it. A database that is away is no error here.
+    async fn ready(&self) -> Result<(), TransportError> {
+        Ok(())
+    }
 
     /// Runs jobs behind the barrier. Answers one by one, in the batch's order, when everything is durable.
     ///

@@ -241,7 +241,8 @@ cases! {
     lease {
         a_worker_that_beats_in_time_lives
         a_lease_lapses_by_itself_and_never_comes_back
-        a_lapsed_lease_is_not_revived_by_a_beat_before_the_sweep
+        a_beat_revives_nobody_who_was_swept
+        a_lapse_is_survived_by_a_worker_that_comes_back
         a_beat_of_nobody_is_false
         a_repeated_join_is_one
         a_sweep_frees_what_lapsed_workers_owned_and_nothing_else

@@ -314,6 +314,9 @@ impl Store for FaultyStore {
     async fn leave(&self, worker: WorkerId) -> Result<(), StoreError> {
         self.inner.leave(worker).await
     }
+    async fn returned(&self, worker: WorkerId) -> Result<(), StoreError> {
+        self.inner.returned(worker).await
+    }
     async fn sweep(&self, limit: usize) -> Result<usize, StoreError> {
         self.inner.sweep(limit).await
     }

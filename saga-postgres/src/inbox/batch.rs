@@ -1,14 +1,17 @@
 //! One transaction: jobs behind the barrier, one after the other, a savepoint each; or one for several that go together.
 
 use super::{PgInbox, trouble};
-use crate::error::meaning_of;
+use crate::{
+    connection::{Lent, in_time},
+    error::{meaning_of, told},
+};
 use saga_core::{
     Class, Encoded, StepError,
     message::{Answer, CommandId, Op},
     participant::{Job, Worked},
     store::StoreError,
 };
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Row, pool::PoolConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use std::{
     collections::{BTreeMap, BTreeSet},
     error::Error,
@@ -42,7 +45,7 @@ pub(super) enum Trouble {
 /// the server is ended: a statement that goes on by itself would hold on to its locks.
 struct Held {
     inbox: PgInbox,
-    connection: Option<PoolConnection<Postgres>>,
+    connection: Option<Lent>,
     transaction: Option<Transaction>,
 }
 
@@ -54,14 +57,16 @@ struct Transaction {
 
 impl Held {
     fn give_back(mut self) {
-        self.connection = None;
+        if let Some(connection) = self.connection.take() {
+            connection.give_back();
+        }
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         let Some(connection) = self.connection.take() else { return };
-        drop(connection.detach());
+        drop(connection);
         if let (Some(transaction), Ok(runtime)) = (self.transaction.take(), Handle::try_current()) {
             let inbox = self.inbox.clone();
             runtime.spawn(async move {
@@ -159,7 +164,7 @@ impl Entry {
 impl PgInbox {
     /// Runs jobs in one transaction.
     pub(super) async fn attempt(&self, jobs: &[Job<PgConnection>]) -> Result<Done, Trouble> {
-        let connection = self.pool.acquire().await.map_err(|error| Trouble::Unavailable(error.to_string()))?;
+        let connection = Lent::from(&self.pool).await.map_err(|error| Trouble::Unavailable(told(&error)))?;
         let mut held = Held { inbox: self.clone(), connection: Some(connection), transaction: None };
         let Held { connection: Some(connection), transaction, .. } = &mut held else {
             return Err(Trouble::Lost("it has no connection".into()));
@@ -171,9 +176,15 @@ impl PgInbox {
 
     /// On a connection of its own: those of the pool may all be waiting for the locks of this transaction.
     async fn end(&self, Transaction { backend, xid }: Transaction) -> Result<(), sqlx::Error> {
-        let mut connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
-        sqlx::query(self.queries.inbox_end.clone()).bind(backend).bind(xid).execute(&mut connection).await?;
-        connection.close().await
+        in_time(async {
+            let mut connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
+            // It may be a pooler's connection, where the two parts of a statement with arguments could come to two sessions. Both are numbers.
+            let end =
+                self.queries.inbox_end.as_str().replace("$1", &backend.to_string()).replace("$2", &format!("'{xid}'"));
+            sqlx::raw_sql(AssertSqlSafe(end)).execute(&mut connection).await?;
+            connection.close().await
+        })
+        .await
     }
 
     async fn run(
@@ -182,7 +193,7 @@ impl PgInbox {
         transaction: &mut Option<Transaction>,
         jobs: &[Job<PgConnection>],
     ) -> Result<Done, Trouble> {
-        let begun = connection.begin_with(AssertSqlSafe(begin(jobs))).await;
+        let begun = in_time(connection.begin_with(AssertSqlSafe(begin(jobs)))).await;
         let mut tx = begun.map_err(|error| before_work(&error))?;
         let entries = self.enter(&mut tx, transaction, jobs).await?;
         let mut working = Working { tx: &mut tx, entries, at_savepoint: false };
@@ -201,7 +212,7 @@ impl PgInbox {
         }
         let Working { entries, .. } = working;
         self.keep(&mut tx, &entries).await?;
-        tx.commit().await.map_err(|error| trouble(&error))?;
+        in_time(tx.commit()).await.map_err(|error| trouble(&error))?;
         Ok(Done { answers, contended })
     }
 
@@ -215,8 +226,8 @@ impl PgInbox {
         let mut entries: BTreeMap<CommandId, Entry> =
             jobs.iter().map(|job| (job.id.clone(), Entry::default())).collect();
         let (sagas, steps, generations) = keys(entries.keys());
-        let enter = sqlx::query(self.queries.inbox_enter.clone()).bind(&sagas).bind(&steps).bind(&generations);
-        let rows = enter.fetch_all(&mut *tx).await.map_err(|error| before_work(&error))?;
+        let enter = self.query(&self.queries.inbox_enter).bind(&sagas).bind(&steps).bind(&generations);
+        let rows = in_time(enter.fetch_all(&mut *tx)).await.map_err(|error| before_work(&error))?;
         if rows.len() != entries.len() {
             return Err(Trouble::Contention("a row was removed while it was waited for".into()));
         }
@@ -240,9 +251,9 @@ impl PgInbox {
         let outcomes: Vec<Option<i16>> = changed.iter().map(|(_, entry)| outcome(entry)).collect();
         let replies: Vec<Option<&[u8]>> = changed.iter().map(|(_, entry)| reply(entry)).collect();
         let undone: Vec<bool> = changed.iter().map(|(_, entry)| entry.undone).collect();
-        let keep = sqlx::query(self.queries.inbox_keep.clone()).bind(sagas).bind(steps).bind(generations);
+        let keep = self.query(&self.queries.inbox_keep).bind(sagas).bind(steps).bind(generations);
         let keep = keep.bind(outcomes).bind(replies).bind(undone);
-        keep.execute(tx).await.map_err(|error| trouble(&error))?;
+        in_time(keep.execute(tx)).await.map_err(|error| trouble(&error))?;
         Ok(())
     }
 }
@@ -306,7 +317,7 @@ impl Working<'_> {
 
     async fn savepoint(&mut self) -> Result<(), Trouble> {
         if !self.at_savepoint {
-            let savepoint = sqlx::raw_sql("SAVEPOINT saga_job").execute(&mut *self.tx).await;
+            let savepoint = in_time(sqlx::raw_sql("SAVEPOINT saga_job").execute(&mut *self.tx)).await;
             savepoint.map_err(|error| trouble(&error))?;
             self.at_savepoint = true;
         }
@@ -345,7 +356,7 @@ async fn work(
 
 /// Keeps what was written since the savepoint. The inner error: that cannot be, because an error of the database was passed over.
 async fn released(tx: &mut PgConnection) -> Result<Result<(), String>, Trouble> {
-    match sqlx::raw_sql("RELEASE SAVEPOINT saga_job; SAVEPOINT saga_job").execute(tx).await {
+    match in_time(sqlx::raw_sql("RELEASE SAVEPOINT saga_job; SAVEPOINT saga_job").execute(tx)).await {
         Ok(_) => Ok(Ok(())),
         Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("25P02") => {
             Ok(Err("its handler returned, but one of its statements had failed: nothing of it could be kept".into()))
@@ -355,7 +366,7 @@ async fn released(tx: &mut PgConnection) -> Result<Result<(), String>, Trouble> 
 }
 
 async fn roll_back(tx: &mut PgConnection) -> Result<(), Trouble> {
-    let rolled_back = sqlx::raw_sql("ROLLBACK TO SAVEPOINT saga_job").execute(tx).await;
+    let rolled_back = in_time(sqlx::raw_sql("ROLLBACK TO SAVEPOINT saga_job").execute(tx)).await;
     rolled_back.map(|_| ()).map_err(|error| ended(&error))
 }
 

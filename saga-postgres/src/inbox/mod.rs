@@ -2,17 +2,31 @@
 
 mod batch;
 
-use crate::{SetupError, error::meaning_of, migrations, queries::Queries};
+use crate::{
+    SetupError,
+    connection::{Keeps, Lent, Route, Settings, in_time},
+    error::{meaning_of, told},
+    migrations,
+    queries::Queries,
+    rehearsal,
+};
 use async_trait::async_trait;
 use batch::{Done, Trouble};
 use saga_core::{
     message::Answer,
     participant::{Inbox, Job},
-    transport::Unavailable,
+    transport::{TransportError, Unavailable},
 };
-use sqlx::{PgConnection, PgPool};
-use std::{sync::Arc, time::Duration};
-use tokio::time::sleep;
+use sqlx::{PgConnection, PgPool, Postgres, SqlStr, postgres::PgArguments, query::Query};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::time::{sleep, timeout};
+use uuid::Uuid;
 
 /// How many jobs share a transaction at most.
 const TOGETHER: usize = 50;
@@ -78,6 +92,8 @@ pub struct PgInbox {
     schema: Arc<str>,
     queries: Arc<Queries>,
     keep: Duration,
+    /// Whether the pool's connections are known to keep their sessions.
+    keeps_sessions: Arc<AtomicBool>,
 }
 
 const THIRTY_DAYS: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -98,7 +114,43 @@ impl PgInbox {
     }
 
     fn build(pool: PgPool, schema: &str) -> Self {
-        Self { pool, schema: schema.into(), queries: Arc::new(Queries::new(schema, |_, sql| sql)), keep: THIRTY_DAYS }
+        Self {
+            pool,
+            schema: schema.into(),
+            queries: Arc::new(Queries::new(schema, |_, sql| sql)),
+            keep: THIRTY_DAYS,
+            keeps_sessions: Arc::default(),
+        }
+    }
+
+    /// A statement for a user's connection. It has a name only where it is known that no pooler shares sessions between transactions: there it would be another client's name.
+    fn query(&self, sql: &SqlStr) -> Query<'static, Postgres, PgArguments> {
+        sqlx::query(sql.clone()).persistent(self.keeps_sessions.load(Ordering::Relaxed))
+    }
+
+    fn found(&self, keeps: Keeps) {
+        self.keeps_sessions.store(keeps == Keeps::Sessions, Ordering::Relaxed);
+    }
+
+    /// Goes once through what each batch does, and takes it back.
+    async fn rehearse(&self) -> Result<(), SetupError> {
+        let route = Route::of(&self.pool, Settings::of_the_store(), Lent::PATIENCE);
+        let keeps = route.explore().await?;
+        self.found(keeps);
+        let route = route.keeping(keeps);
+        let mut opened = route.open().await?;
+        let begin = opened.begin(route.settings());
+        let connection = opened.connection();
+        sqlx::raw_sql(begin).execute(&mut *connection).await?;
+        let statements =
+            self.queries.all().into_iter().filter(|(name, _)| name.starts_with("inbox_")).collect::<Vec<_>>();
+        rehearsal::of(connection, &self.schema, &statements).await?;
+        let (sagas, steps, generations) = (vec![Uuid::nil()], vec!["rehearsal"], vec![0]);
+        let refused = |error| rehearsal::meaning(error, &self.schema, "saga_inbox_enter");
+        let enter = self.query(&self.queries.inbox_enter).bind(sagas).bind(steps).bind(generations);
+        enter.execute(&mut *connection).await.map_err(refused)?;
+        sqlx::raw_sql("ROLLBACK").execute(connection).await?;
+        Ok(())
     }
 
     /// Creates the schema and its tables, or brings them to this version of the library. Every process may call it at its start.
@@ -106,8 +158,9 @@ impl PgInbox {
     /// # Errors
     /// [`SetupError::Migration`], [`SetupError::TooNew`], [`SetupError::Postgres`].
     pub async fn migrate(&self) -> Result<(), SetupError> {
-        let mut connection = self.pool.acquire().await?;
-        migrations::run(&mut connection, &self.schema).await
+        let keeps = migrations::run_on(&self.pool, &self.schema).await?;
+        self.found(keeps);
+        Ok(())
     }
 
     /// How long a row is kept. Defaults to 30 days.
@@ -136,8 +189,10 @@ impl PgInbox {
     pub async fn prune(&self) -> Result<u64, SetupError> {
         let mut pruned = 0;
         loop {
-            let sql = sqlx::query(self.queries.inbox_prune.clone()).bind(self.keep.as_secs_f64()).bind(PRUNED_AT_ONCE);
-            let removed = sql.execute(&self.pool).await?.rows_affected();
+            let mut lent = Lent::from(&self.pool).await?;
+            let sql = self.query(&self.queries.inbox_prune).bind(self.keep.as_secs_f64()).bind(PRUNED_AT_ONCE);
+            let removed = in_time(sql.execute(&mut *lent)).await?.rows_affected();
+            lent.give_back();
             pruned += removed;
             if removed < PRUNED_AT_ONCE.unsigned_abs() {
                 return Ok(pruned);
@@ -180,6 +235,19 @@ impl PgInbox {
 impl Inbox for PgInbox {
     type Tx = PgConnection;
 
+    async fn ready(&self) -> Result<(), TransportError> {
+        match timeout(Lent::PATIENCE, self.rehearse()).await {
+            Ok(Err(
+                error @ (SetupError::NotMigrated { .. } | SetupError::TooNew { .. } | SetupError::Rights { .. }),
+            )) => Err(TransportError(format!("the inbox cannot be used: {error}"))),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the inbox could not be looked at before the start");
+                Ok(())
+            }
+            Ok(Ok(())) | Err(_) => Ok(()),
+        }
+    }
+
     async fn handle(&self, batch: &[Job<PgConnection>]) -> Result<Vec<Answer>, Unavailable> {
         let mut answers = Vec::with_capacity(batch.len());
         for part in batch.chunks(TOGETHER) {
@@ -208,7 +276,7 @@ fn trouble(error: &sqlx::Error) -> Trouble {
         (sqlx::Error::Database(database), _)
             if matches!(database.code().as_deref(), Some("42P01" | "42883" | "3F000")) =>
         {
-            Trouble::Unavailable(format!("{database}; was `PgInbox::migrate` run on this database?"))
+            Trouble::Unavailable(format!("{}; was `PgInbox::migrate` run on this database?", told(error)))
         }
         (_, StoreError::Contention(reason)) => Trouble::Contention(reason),
         (_, StoreError::Unavailable(reason)) => Trouble::Lost(reason),

@@ -1,3 +1,4 @@
+use crate::{SetupError, error::told};
 use saga_core::CodecError;
 
 /// Something that the outbox does not do.
@@ -50,15 +51,21 @@ pub enum OutboxError {
     /// The event cannot be written as JSON.
     #[error(transparent)]
     Codec(#[from] CodecError),
-    /// The tables are not there.
-    #[error("schema `{schema}` has no outbox: run `PgOutbox::migrate` first ({source})")]
-    NotMigrated {
-        /// The schema.
-        schema: String,
-        /// What Postgres said.
+    /// The outbox cannot be used as it is set up.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// Postgres said no, or nothing.
+    #[error("Postgres: {reason}")]
+    Postgres {
+        /// What it said, with the code of the error.
+        reason: String,
+        /// The error as it came.
         source: sqlx::Error,
     },
-    /// Postgres said no, or nothing.
-    #[error("Postgres: {0}")]
-    Postgres(#[from] sqlx::Error),
+}
+
+impl From<sqlx::Error> for OutboxError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Postgres { reason: told(&error), source: error }
+    }
 }

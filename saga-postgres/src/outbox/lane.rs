@@ -3,19 +3,24 @@
 use super::{
     Counters, PgOutbox,
     plan::{Batch, Key, Place, Plan},
-    relay::connect,
     row::Row,
     waiting::Waiting,
+};
+use crate::{
+    SetupError,
+    connection::{Keeps, Opened, Route, in_time},
 };
 use futures::FutureExt;
 use saga_core::{
     trace::UnderWay,
     transport::{Outgoing, PublishError, Transport},
 };
-use sqlx::{Connection, PgConnection, Postgres, Transaction};
+use sqlx::{
+    Connection, Postgres, Row as _, SqlStr, Transaction,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+};
 use std::{
-    future::Future,
-    io,
     panic::AssertUnwindSafe,
     pin::pin,
     sync::Arc,
@@ -26,8 +31,10 @@ use tokio::{
     time::{sleep, sleep_until, timeout},
 };
 
-/// How long the database may take for one answer until its connection is given up.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A connection that was looked at within this time is believed without another look.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// A connection is replaced when it is so old.
+const LIFETIME: Duration = Duration::from_secs(600);
 /// How many bytes of one shard a round takes at most; a single event may be larger.
 const BYTES: i64 = 512 * 1024;
 /// After a round with less than a batch, what commits within this time goes together in the next.
@@ -38,6 +45,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 pub(super) struct Lane {
     pub(super) outbox: PgOutbox,
+    pub(super) route: Arc<Route>,
     pub(super) transport: Arc<dyn Transport>,
     pub(super) shards: Vec<i16>,
     pub(super) batch: u32,
@@ -47,6 +55,16 @@ pub(super) struct Lane {
     pub(super) committed: watch::Receiver<()>,
     pub(super) stopping: watch::Receiver<bool>,
     pub(super) waiting: Waiting,
+}
+
+/// How long a look may take.
+const LOOK_WITHIN: Duration = Duration::from_secs(2);
+
+/// A lane's connection.
+struct Held {
+    opened: Opened,
+    since: Instant,
+    looked: Instant,
 }
 
 /// How a round ended.
@@ -114,29 +132,61 @@ impl Lane {
         }
     }
 
+    /// A statement of a lane. Where sessions do not last it has no name.
+    fn query(&self, sql: &SqlStr) -> Query<'static, Postgres, PgArguments> {
+        sqlx::query(sql.clone()).persistent(self.route.keeps() == Keeps::Sessions)
+    }
+
+    /// A connection to the primary. "There is nothing to do" is not believed from any other server.
+    async fn connected(&self, held: &mut Option<Held>) -> Result<(), SetupError> {
+        if let Some(Held { opened, since, looked }) = held {
+            if since.elapsed() > LIFETIME {
+                *held = None;
+            } else if looked.elapsed() >= LOOK_AFTER {
+                let late =
+                    || SetupError::Unreachable { address: "the outbox's database".into(), reason: "no answer".into() };
+                timeout(LOOK_WITHIN, opened.holds()).await.unwrap_or_else(|_| Err(late()))?;
+                *looked = Instant::now();
+            }
+        }
+        if held.is_none() {
+            let (opened, now) = (self.route.open().await?, Instant::now());
+            *held = Some(Held { opened, since: now, looked: now });
+        }
+        Ok(())
+    }
+
     /// What happens if it ends anywhere: before the commit nothing is deleted, so what was sent is sent again; there is nothing to do after it.
-    async fn round(&mut self, connection: &mut Option<PgConnection>) -> Result<Round, sqlx::Error> {
-        let connection = match connection {
-            Some(connection) => connection,
-            None => connection.insert(in_time(connect(&self.outbox, self.lease)).await?),
-        };
+    async fn round(&mut self, held: &mut Option<Held>) -> Result<Round, SetupError> {
+        self.connected(held).await?;
+        let Some(Held { opened, .. }) = held else { return Ok(Round::Idle { others: false }) };
+        let begin = opened.begin(self.route.settings());
+        let connection = opened.connection();
         let queries = &self.outbox.inner.queries;
-        let work = sqlx::query_scalar(queries.work.clone()).bind(&self.shards);
-        let work: Vec<i16> = in_time(work.fetch_all(&mut *connection)).await?;
+        let keep = self.route.keeps() == Keeps::Sessions;
+        // Most looks are this one statement. It needs settings, so where sessions do not last it is left out.
+        let work = match keep {
+            true => {
+                shards_of(&in_time(self.query(&queries.work).bind(&self.shards).fetch_all(&mut *connection)).await?)?
+            }
+            false => self.shards.clone(),
+        };
         if work.is_empty() {
             return Ok(Round::Idle { others: false });
         }
-        let mut tx = in_time(connection.begin()).await?;
-        let lock = sqlx::query_scalar(queries.lock.clone()).bind(&work);
-        let shards: Vec<i16> = in_time(lock.fetch_all(&mut *tx)).await?;
+        let mut tx = match keep {
+            true => in_time(connection.begin()).await?,
+            false => in_time(connection.begin_with(begin)).await?,
+        };
+        let shards = shards_of(&in_time(self.query(&queries.lock).bind(&work).fetch_all(&mut *tx)).await?)?;
         // A statement of its own: its snapshot is younger than the lock, so what the last one deleted is gone.
         let (topics, keys) = self.waiting.now();
-        let read = sqlx::query(queries.read.clone()).bind(&shards).bind(i64::from(self.batch)).bind(BYTES);
+        let read = self.query(&queries.read).bind(&shards).bind(i64::from(self.batch)).bind(BYTES);
         let rows = in_time(read.bind(topics).bind(keys).fetch_all(&mut *tx)).await?;
         let read_at = Instant::now();
         if rows.is_empty() {
             in_time(tx.rollback()).await?;
-            return Ok(Round::Idle { others: shards.len() < work.len() });
+            return Ok(Round::Idle { others: keep && shards.len() < work.len() });
         }
         let full = rows.len() >= usize::try_from(self.batch).unwrap_or(usize::MAX);
         let rows = rows.iter().map(Row::read).collect::<Result<_, _>>()?;
@@ -204,26 +254,24 @@ impl Lane {
         let queries = &self.outbox.inner.queries;
         if !sent.is_empty() {
             let (shards, seqs): (Vec<i16>, Vec<i64>) = sent.iter().copied().unzip();
-            in_time(sqlx::query(queries.sent.clone()).bind(shards).bind(seqs).execute(&mut **tx)).await?;
+            in_time(self.query(&queries.sent).bind(shards).bind(seqs).execute(&mut **tx)).await?;
         }
         if !aside.is_empty() {
             let (shards, seqs): (Vec<i16>, Vec<i64>) = aside.iter().map(|(place, _)| *place).unzip();
             let reasons: Vec<Option<&str>> = aside.iter().map(|(_, reason)| reason.as_deref()).collect();
-            let park = sqlx::query(queries.park.clone()).bind(shards).bind(seqs).bind(reasons);
+            let park = self.query(&queries.park).bind(shards).bind(seqs).bind(reasons);
             in_time(park.execute(&mut **tx)).await?;
         }
         if !freed.is_empty() {
             let (topics, keys): (Vec<String>, Vec<String>) = freed.into_iter().unzip();
-            in_time(sqlx::query(queries.free.clone()).bind(topics).bind(keys).execute(&mut **tx)).await?;
+            in_time(self.query(&queries.free).bind(topics).bind(keys).execute(&mut **tx)).await?;
         }
         Ok(())
     }
 }
 
-/// What the database does, unless it takes too long: then nothing is known.
-async fn in_time<T>(doing: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
-    let late = |_| sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {PATIENCE:?}")));
-    timeout(PATIENCE, doing).await.unwrap_or_else(|elapsed| Err(late(elapsed)))
+fn shards_of(rows: &[PgRow]) -> Result<Vec<i16>, sqlx::Error> {
+    rows.iter().map(|row| row.try_get("shard")).collect()
 }
 
 /// The pause after so many failures in a row.

@@ -67,8 +67,9 @@
 //!
 //! **A relay deletes without waiting for the disk** (`synchronous_commit = off`): what a crash of the server brings back is a repeat.
 //!
-//! **Its connections are its own**, one a lane, made as those of the pool are: a broker that is slow takes no connection from the service. It sets
-//! parameters on them, so a pooler between must keep sessions; `publish` itself works through any.
+//! **Its connections are its own**, one a lane, made as those of the pool are: a broker that is slow takes no connection from the service. Through a pooler in transaction mode it sets its
+//! parameters in each transaction. `publish` works through any pooler: its statement has no name there, until [`migrate`](PgOutbox::migrate) or the start of a relay has found that no pooler shares
+//! sessions; from then on it is planned once for each connection.
 //!
 //! # Parked events
 //!
@@ -103,7 +104,7 @@ pub use numbers::{Latency, Numbers};
 pub use operator::{Lag, Parked};
 pub use relay::{Relay, RelayOptions};
 
-use crate::{SetupError, migrations};
+use crate::{SetupError, connection::Keeps, migrations};
 use numbers::Counters;
 use queries::OutboxQueries;
 use row::Columns;
@@ -114,8 +115,11 @@ use saga_core::{
     trace::Tracing,
     transport::{Outgoing, Transport},
 };
-use sqlx::{PgConnection, PgPool, Postgres, Transaction};
-use std::sync::Arc;
+use sqlx::{PgConnection, PgPool, Postgres, SqlStr, Transaction, postgres::PgArguments, query::Query};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 use tokio::sync::watch;
 
 /// Keys are spread over so many shards. Fixed: it is written into every row.
@@ -179,8 +183,16 @@ struct Inner {
     max_message_bytes: usize,
     queries: OutboxQueries,
     tracing: Tracing,
+    /// Whether the users' connections are known to keep their sessions.
+    keeps_sessions: AtomicBool,
     /// Marked when something was committed.
     committed: watch::Sender<()>,
+}
+
+impl Inner {
+    fn found(&self, keeps: Keeps) {
+        self.keeps_sessions.store(keeps == Keeps::Sessions, Ordering::Relaxed);
+    }
 }
 
 impl PgOutbox {
@@ -204,7 +216,8 @@ impl PgOutbox {
         let queries = OutboxQueries::new(&options.schema, options.edit);
         let PgOutboxOptions { pool, source, schema, max_message_bytes, .. } = options;
         let (tracing, committed) = (Tracing::default(), watch::Sender::new(()));
-        let inner = Inner { pool, source, schema, max_message_bytes, queries, tracing, committed };
+        let keeps_sessions = AtomicBool::new(false);
+        let inner = Inner { pool, source, schema, max_message_bytes, queries, tracing, keeps_sessions, committed };
         Self { inner: Arc::new(inner) }
     }
 
@@ -214,8 +227,14 @@ impl PgOutbox {
     /// # Errors
     /// [`SetupError::Migration`], [`SetupError::TooNew`], [`SetupError::Postgres`].
     pub async fn migrate(&self) -> Result<(), SetupError> {
-        let mut connection = self.inner.pool.acquire().await?;
-        migrations::run(&mut connection, &self.inner.schema).await
+        let keeps = migrations::run_on(&self.inner.pool, &self.inner.schema).await?;
+        self.inner.found(keeps);
+        Ok(())
+    }
+
+    /// A statement for a user's connection. It has a name only where it is known that no pooler shares sessions between transactions: there it would be another client's name.
+    fn query(&self, sql: &SqlStr) -> Query<'static, Postgres, PgArguments> {
+        sqlx::query(sql.clone()).persistent(self.inner.keeps_sessions.load(Ordering::Relaxed))
     }
 
     /// Writes an event about `key` in a transaction. It leaves if and only if that commits.
@@ -248,7 +267,7 @@ impl PgOutbox {
         let mut message = message.clone();
         self.inner.tracing.create(topic, &mut message);
         let Columns { id, traceparent, headers, extensions } = self.columns(topic, &message)?;
-        sqlx::query(self.inner.queries.publish.clone())
+        self.query(&self.inner.queries.publish)
             .bind(shard_of(&message.key))
             .bind(id)
             .bind(topic)
@@ -295,7 +314,7 @@ impl PgOutbox {
         let columns = events.iter().map(|Outgoing { topic, message }| self.columns(topic, message));
         let columns: Vec<Columns> = columns.collect::<Result<_, _>>()?;
         let messages = || events.iter().map(|event| &event.message);
-        sqlx::query(self.inner.queries.publish_all.clone())
+        self.query(&self.inner.queries.publish_all)
             .bind(messages().map(|message| shard_of(&message.key)).collect::<Vec<_>>())
             .bind(columns.iter().map(|columns| columns.id).collect::<Vec<_>>())
             .bind(events.iter().map(|event| event.topic.as_str()).collect::<Vec<_>>())

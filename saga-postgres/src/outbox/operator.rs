@@ -1,8 +1,9 @@
 //! What operators see and do.
 
 use super::{OutboxError, PgOutbox, SHARDS};
+use crate::connection::{Lent, in_time};
 use chrono::{DateTime, Utc};
-use sqlx::{Postgres, Row, Transaction, postgres::PgRow};
+use sqlx::{Connection, Postgres, Row, Transaction, postgres::PgRow};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -49,7 +50,9 @@ impl PgOutbox {
     /// # Errors
     /// When the database does not answer.
     pub async fn lag(&self) -> Result<Lag, OutboxError> {
-        let row = sqlx::query(self.inner.queries.lag.clone()).fetch_one(&self.inner.pool).await?;
+        let mut lent = Lent::from(&self.inner.pool).await?;
+        let row = in_time(self.query(&self.inner.queries.lag).fetch_one(&mut *lent)).await?;
+        lent.give_back();
         let oldest: Option<f64> = row.try_get("oldest")?;
         Ok(Lag {
             waiting: count(row.try_get("waiting")?),
@@ -64,8 +67,10 @@ impl PgOutbox {
     /// # Errors
     /// When the database does not answer.
     pub async fn parked(&self, limit: u32) -> Result<Vec<Parked>, OutboxError> {
-        let sql = sqlx::query(self.inner.queries.parked.clone()).bind(i64::from(limit));
-        let rows = sql.fetch_all(&self.inner.pool).await?;
+        let mut lent = Lent::from(&self.inner.pool).await?;
+        let sql = self.query(&self.inner.queries.parked).bind(i64::from(limit));
+        let rows = in_time(sql.fetch_all(&mut *lent)).await?;
+        lent.give_back();
         let parked = |row: &PgRow| {
             Ok(Parked {
                 id: row.try_get("id")?,
@@ -87,9 +92,12 @@ impl PgOutbox {
     /// # Errors
     /// When the database does not answer: then it may be done or not, and doing it again is right.
     pub async fn unpark(&self, id: Uuid) -> Result<bool, OutboxError> {
-        let mut tx = self.lock_parked(id).await?;
-        let unparked = sqlx::query(self.inner.queries.unpark.clone()).bind(id).execute(&mut *tx).await?;
-        self.commit(tx).await?;
+        let mut lent = Lent::from(&self.inner.pool).await?;
+        let mut tx = self.lock_parked(&mut lent, id).await?;
+        let unpark = self.query(&self.inner.queries.unpark).bind(id);
+        let unparked = in_time(unpark.execute(&mut *tx)).await?;
+        self.commit_in_time(tx).await?;
+        lent.give_back();
         Ok(unparked.rows_affected() > 0)
     }
 
@@ -99,13 +107,16 @@ impl PgOutbox {
     /// When the database does not answer: then a part of it may be done, and doing it again is right.
     pub async fn unpark_topic(&self, topic: &str) -> Result<u64, OutboxError> {
         let mut unparked = 0;
+        let mut lent = Lent::from(&self.inner.pool).await?;
         for shard in 0..SHARDS {
-            let mut tx = self.inner.pool.begin_with(READ_COMMITTED).await?;
-            sqlx::query(self.inner.queries.lock_shard.clone()).bind(i32::from(shard)).execute(&mut *tx).await?;
-            let unpark = sqlx::query(self.inner.queries.unpark_topic.clone()).bind(shard).bind(topic);
-            unparked += unpark.execute(&mut *tx).await?.rows_affected();
-            self.commit(tx).await?;
+            let mut tx = in_time(lent.begin_with(READ_COMMITTED)).await?;
+            let lock = self.query(&self.inner.queries.lock_shard).bind(i32::from(shard));
+            in_time(lock.execute(&mut *tx)).await?;
+            let unpark = self.query(&self.inner.queries.unpark_topic).bind(shard).bind(topic);
+            unparked += in_time(unpark.execute(&mut *tx)).await?.rows_affected();
+            self.commit_in_time(tx).await?;
         }
+        lent.give_back();
         Ok(unparked)
     }
 
@@ -115,21 +126,31 @@ impl PgOutbox {
     /// # Errors
     /// When the database does not answer: then it may be done or not, and doing it again is right.
     pub async fn discard(&self, id: Uuid) -> Result<bool, OutboxError> {
-        let mut tx = self.lock_parked(id).await?;
-        let discard = sqlx::query_as(self.inner.queries.discard.clone()).bind(id);
-        let keys: Vec<(String, String)> = discard.fetch_all(&mut *tx).await?;
-        let discarded = !keys.is_empty();
-        let (topics, keys): (Vec<String>, Vec<String>) = keys.into_iter().unzip();
-        sqlx::query(self.inner.queries.free.clone()).bind(topics).bind(keys).execute(&mut *tx).await?;
-        self.commit(tx).await?;
-        Ok(discarded)
+        let mut lent = Lent::from(&self.inner.pool).await?;
+        let mut tx = self.lock_parked(&mut lent, id).await?;
+        let discard = self.query(&self.inner.queries.discard).bind(id);
+        let rows = in_time(discard.fetch_all(&mut *tx)).await?;
+        let (mut topics, mut keys): (Vec<String>, Vec<String>) = (vec![], vec![]);
+        for row in &rows {
+            topics.push(row.try_get("aggregatetype")?);
+            keys.push(row.try_get("aggregateid")?);
+        }
+        let free = self.query(&self.inner.queries.free).bind(topics).bind(keys);
+        in_time(free.execute(&mut *tx)).await?;
+        self.commit_in_time(tx).await?;
+        lent.give_back();
+        Ok(!rows.is_empty())
     }
 
     /// A relay that saw the key parked puts more events behind it: no longer, once this returns.
-    async fn lock_parked(&self, id: Uuid) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-        let mut tx = self.inner.pool.begin_with(READ_COMMITTED).await?;
-        sqlx::query(self.inner.queries.lock_parked.clone()).bind(id).execute(&mut *tx).await?;
+    async fn lock_parked<'l>(&self, lent: &'l mut Lent, id: Uuid) -> Result<Transaction<'l, Postgres>, sqlx::Error> {
+        let mut tx = in_time(lent.begin_with(READ_COMMITTED)).await?;
+        in_time(self.query(&self.inner.queries.lock_parked).bind(id).execute(&mut *tx)).await?;
         Ok(tx)
+    }
+
+    async fn commit_in_time(&self, tx: Transaction<'_, Postgres>) -> Result<(), sqlx::Error> {
+        in_time(self.commit(tx)).await
     }
 }
 

@@ -1,8 +1,13 @@
 use super::{Counters, Numbers, OutboxError, PgOutbox, SHARDS, lane::Lane, vacuum};
+use crate::{
+    SetupError,
+    connection::{Keeps, Lent, Opened, Route, Settings},
+    rehearsal,
+};
 use saga_core::transport::Transport;
-use sqlx::{Connection, Executor, PgConnection, postgres::PgConnectOptions};
+use sqlx::{SqlStr, postgres::PgConnectOptions};
 use std::{fmt, sync::Arc, time::Duration};
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 /// How a [`Relay`] works. From [`PgOutbox::relay`].
 pub struct RelayOptions {
@@ -48,7 +53,7 @@ impl RelayOptions {
     /// Starts it. It goes on until it is [stopped](Relay::stop), also while the database or the broker is away.
     ///
     /// # Errors
-    /// [`OutboxError::Limits`], [`OutboxError::NotMigrated`], [`OutboxError::Postgres`].
+    /// [`OutboxError::Limits`]; [`OutboxError::Setup`] when the tables, the rights or the primary are not there.
     pub async fn start(self) -> Result<Relay, OutboxError> {
         let Self { outbox, transport, lanes, batch, poll, lease } = self;
         let inner = &outbox.inner;
@@ -56,13 +61,11 @@ impl RelayOptions {
         if limits.0 > limits.1 {
             return Err(OutboxError::Limits { outbox: limits.0, transport: limits.1 });
         }
-        let mut connection = connect(&outbox, lease).await?;
-        let prepared = connection.prepare(inner.queries.read.clone()).await;
-        prepared.map_err(|source| match source.as_database_error().and_then(|error| error.code()).as_deref() {
-            Some("42P01" | "3F000") => OutboxError::NotMigrated { schema: inner.schema.clone(), source },
-            _ => source.into(),
-        })?;
-        connection.close().await?;
+        let route = Arc::new(way(&outbox, lease).await?);
+        let mut opened = route.open().await?;
+        let statements = inner.queries.all();
+        let own: Vec<_> = statements.into_iter().filter(|(name, _)| !NOT_PLANNED.contains(name)).collect();
+        in_time(rehearse(&mut opened, &route, &inner.schema, &own)).await?;
 
         let counters = Arc::new(Counters::default());
         let stopping = watch::Sender::new(false);
@@ -71,6 +74,7 @@ impl RelayOptions {
             let shards = (0..SHARDS).filter(|shard| shard.unsigned_abs() % lanes == lane).collect();
             let lane = Lane {
                 outbox: outbox.clone(),
+                route: route.clone(),
                 transport: transport.clone(),
                 shards,
                 batch,
@@ -84,28 +88,39 @@ impl RelayOptions {
             running.spawn(lane.run());
         }
         let mut vacuum = JoinSet::new();
-        vacuum.spawn(vacuum::behind(counters.clone(), outbox.clone(), lease));
+        vacuum.spawn(vacuum::behind(counters.clone(), outbox.clone(), route));
         Ok(Relay { running, stopping, counters, _vacuum: vacuum })
     }
 }
 
-/// A connection of a relay's own, made as the pool's are made now. It speaks for itself when it is looked at, ends what nobody waits for, and does not wait for
-/// the disk. Statements are planned once for a connection, by indexes: a plan made while the table was empty has to be right when it is large.
-pub(super) async fn connect(outbox: &PgOutbox, lease: Duration) -> Result<PgConnection, sqlx::Error> {
+/// A verb of Postgres that has no plan.
+const NOT_PLANNED: [&str; 1] = ["vacuum"];
+
+/// The way to connections of a relay's own, made as the pool's are made now. They speak for themselves when they are looked at, end what nobody waits for, and do not wait for the disk.
+async fn way(outbox: &PgOutbox, lease: Duration) -> Result<Route, SetupError> {
     let PgOutbox { inner } = outbox;
     let user = PgConnectOptions::clone(&inner.pool.connect_options());
-    let lease = lease.as_millis().max(1).to_string();
-    let session = user.application_name(&format!("{} outbox relay", inner.schema)).options([
-        ("default_transaction_isolation", "read committed"),
-        ("synchronous_commit", "off"),
-        ("idle_in_transaction_session_timeout", lease.as_str()),
-        ("lock_timeout", "5000"),
-        ("statement_timeout", "30000"),
-        ("plan_cache_mode", "force_generic_plan"),
-        ("enable_seqscan", "off"),
-        ("jit", "off"),
-    ]);
-    PgConnection::connect_with(&session).await
+    let named = user.application_name(&format!("{} outbox relay", inner.schema));
+    let route = Route::new(vec![named], Settings::of_a_relay(lease), Keeps::Sessions, Lent::PATIENCE);
+    let keeps = route.explore().await?;
+    inner.found(keeps);
+    Ok(route.keeping(keeps))
+}
+
+async fn rehearse(
+    opened: &mut Opened,
+    route: &Route,
+    schema: &str,
+    statements: &[(&'static str, &SqlStr)],
+) -> Result<(), SetupError> {
+    let begin = opened.begin(route.settings());
+    sqlx::raw_sql(begin).execute(opened.connection()).await?;
+    rehearsal::of(opened.connection(), schema, statements).await
+}
+
+async fn in_time(rehearsing: impl Future<Output = Result<(), SetupError>>) -> Result<(), SetupError> {
+    let late = || SetupError::Unreachable { address: "the outbox's database".into(), reason: "no answer".into() };
+    timeout(Lent::PATIENCE, rehearsing).await.unwrap_or_else(|_| Err(late()))
 }
 
 impl fmt::Debug for RelayOptions {

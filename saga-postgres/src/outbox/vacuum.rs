@@ -3,8 +3,11 @@
 //! A relay reads at the head of the queue, which is where the dead rows are: a round passes them all, at some 30 milliseconds a million. Autovacuum looks
 //! once a minute at most, and a busy relay leaves that many in a minute.
 
-use super::{Counters, PgOutbox, relay::connect};
-use sqlx::Connection;
+use super::{Counters, PgOutbox};
+use crate::{
+    SetupError,
+    connection::{Keeps, Route},
+};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -18,7 +21,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 const REST: u32 = 10;
 
 /// Vacuums behind a relay, for ever. Whose user does not own the table does not vacuum it: Postgres skips it with a warning, and autovacuum is left.
-pub(super) async fn behind(counters: Arc<Counters>, outbox: PgOutbox, lease: Duration) {
+pub(super) async fn behind(counters: Arc<Counters>, outbox: PgOutbox, route: Arc<Route>) {
     let (mut pause, mut vacuumed) = (PAUSE, 0);
     loop {
         sleep(pause).await;
@@ -28,10 +31,13 @@ pub(super) async fn behind(counters: Arc<Counters>, outbox: PgOutbox, lease: Dur
         }
         let began = Instant::now();
         let vacuum = async {
-            let mut connection = connect(&outbox, lease).await?;
-            sqlx::raw_sql("SET statement_timeout = 0").execute(&mut connection).await?;
-            sqlx::query(outbox.inner.queries.vacuum.clone()).execute(&mut connection).await?;
-            connection.close().await
+            let mut opened = route.open().await?;
+            if route.keeps() == Keeps::Sessions {
+                sqlx::raw_sql("SET statement_timeout = 0").execute(opened.connection()).await?;
+            }
+            // In the simple protocol: one that is sent in two parts may come to two sessions of a pooler.
+            sqlx::raw_sql(outbox.inner.queries.vacuum.clone()).execute(opened.connection()).await?;
+            Ok::<_, SetupError>(())
         };
         match vacuum.await {
             Ok(()) => vacuumed = published,

@@ -17,5 +17,5 @@ UPDATE {schema}.saga s
 SET owner = $1, epoch = s.epoch + 1, due_at = NULL
 FROM due
 WHERE s.id = due.id
-RETURNING s.id, s.name, s.version, s.key, s.status, s.input, s.epoch, s.lapses, s.traceparent, s.tracestate, s.baggage,
-          (extract(epoch FROM now() - s.started_at) * 1000)::bigint AS age_ms
+RETURNING s.id, s.name, s.version, s.key, s.status, s.input, s.epoch, s.lapses, s.lost_with, s.traceparent, s.tracestate, s.baggage,
+          s.started_at, now() AS looked_at

@@ -8,7 +8,7 @@ WITH mine AS MATERIALIZED (
     FOR NO KEY UPDATE OF s SKIP LOCKED
 )
 UPDATE {schema}.saga s
-SET owner = NULL, due_at = now(), epoch = s.epoch + 1
+SET owner = NULL, due_at = now(), due_from = now(), epoch = s.epoch + 1
 FROM mine
 WHERE s.id = mine.id
 RETURNING s.id

@@ -1,9 +1,11 @@
--- Makes due what these dead workers owned, and counts the lapse. Served by saga_owner and saga_pkey.
+-- Makes due what these dead workers owned, and counts the lapse: `lost_with` has a place for each. Served by saga_owner and saga_pkey.
 WITH orphaned AS MATERIALIZED (
     SELECT id FROM {schema}.saga WHERE owner = ANY ($1) ORDER BY id LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED
 )
 UPDATE {schema}.saga s
-SET owner = NULL, due_at = now(), epoch = s.epoch + 1, lapses = s.lapses + 1
+SET owner = NULL, due_at = now(), due_from = now(), epoch = s.epoch + 1, lapses = s.lapses + 1,
+    -- An earlier release counted without it: what is not known is nobody who comes back.
+    lost_with = s.lost_with || array_fill('00000000-0000-0000-0000-000000000000'::uuid, ARRAY[greatest(s.lapses - cardinality(s.lost_with), 0)]) || s.owner
 FROM orphaned
 WHERE s.id = orphaned.id
 RETURNING s.id

@@ -55,16 +55,52 @@ pub(super) async fn a_lease_lapses_by_itself_and_never_comes_back(trial: Trial) 
     same("lapses", record.lapses, 1)
 }
 
-pub(super) async fn a_lapsed_lease_is_not_revived_by_a_beat_before_the_sweep(trial: Trial) -> Verdict {
+/// A beat may come late, and may be counted as one of a worker that lives. What was swept stays so.
+pub(super) async fn a_beat_revives_nobody_who_was_swept(trial: Trial) -> Verdict {
     let worker = trial.clerk().await?;
     trial.begin_owned(worker, "k").await?;
     trial.lapse(worker).await?;
-    for _ in 0..3 {
-        promise!(!trial.beat(worker, LONG).await?, "a beat revived a lease that had lapsed");
-    }
     trial.sweep_exactly(1).await?;
-    promise!(!trial.beat(worker, LONG).await?, "a beat revived a worker that was swept");
-    Ok(())
+    for _ in 0..3 {
+        promise!(!trial.beat(worker, LONG).await?, "a beat revived a worker that was swept");
+    }
+    trial.sweep_exactly(0).await
+}
+
+pub(super) async fn a_lapse_is_survived_by_a_worker_that_comes_back(trial: Trial) -> Verdict {
+    let (silent, dead, heir) = (trial.clerk().await?, trial.clerk().await?, trial.clerk().await?);
+    let [swept, unswept] = [trial.begin_owned(silent, "swept").await?, trial.begin_owned(dead, "unswept").await?];
+    // It was counted as a death, by a sweep that came first.
+    trial.leave(silent).await?;
+    trial.sweep_exactly(1).await?;
+    let record = trial.claim_one(heir, swept).await?;
+    same("(lapses, survived)", (record.lapses, &record.survived[..]), (1, &[][..]))?;
+    for _ in 0..2 {
+        trial.returned(silent).await?;
+    }
+    // Its heir goes on with it.
+    trial.write(heir, &entry(swept, record.epoch, 1, "first")).await?;
+    same(
+        "(lapses, survived)",
+        {
+            let r = trial.record(swept).await?;
+            (r.lapses, r.survived)
+        },
+        (1, vec![1]),
+    )?;
+    // The next one dies, and the one after that comes back before any sweep.
+    trial.leave(heir).await?;
+    trial.sweep_exactly(1).await?;
+    let next = trial.clerk().await?;
+    let record = trial.claim_one(next, swept).await?;
+    same("(lapses, survived)", (record.lapses, &record.survived[..]), (2, &[1][..]))?;
+    trial.returned(next).await?;
+    let late = trial.append_one(next, &entry(swept, record.epoch, 2, "late")).await?;
+    same("answer to an append of a claim that was given up", late, Appended::Lost)?;
+    promise!(!trial.beat(next, LONG).await?, "a worker lives that came back under another name");
+    let record = trial.claim_one(trial.clerk().await?, swept).await?;
+    same("(lapses, survived)", (record.lapses, &record.survived[..]), (3, &[1, 3][..]))?;
+    same("what a worker owns that nobody spoke of", trial.owned(dead).await?, [unswept].into())
 }
 
 pub(super) async fn a_beat_of_nobody_is_false(trial: Trial) -> Verdict {

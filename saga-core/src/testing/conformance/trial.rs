@@ -48,14 +48,13 @@ impl Trial {
         self.worker(&[order()]).await
     }
 
-    /// Lets a living worker's lease lapse.
+    /// Lets a living worker's lease lapse. The next sweeps find it.
     pub(super) async fn lapse(&self, worker: WorkerId) -> Verdict {
         promise!(
             self.beat(worker, Duration::from_millis(1)).await?,
             "the beat of a living worker was answered with false"
         );
-        let short = Duration::from_millis(1);
-        eventually!("a lease of 1 ms to lapse", (!self.beat(worker, short).await?).then_some(()));
+        sleep(PAUSE).await;
         Ok(())
     }
 
@@ -65,6 +64,10 @@ impl Trial {
 
     pub(super) async fn leave(&self, worker: WorkerId) -> Verdict {
         done("leave", || self.0.leave(worker)).await
+    }
+
+    pub(super) async fn returned(&self, worker: WorkerId) -> Verdict {
+        done("returned", || self.0.returned(worker)).await
     }
 
     pub(super) async fn sweep(&self, limit: usize) -> Result<usize, Broken> {

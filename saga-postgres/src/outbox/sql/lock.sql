@@ -2,4 +2,4 @@
 WITH asked AS MATERIALIZED (
     SELECT shard FROM unnest($1::smallint[]) AS asked (shard)
 )
-SELECT shard FROM asked WHERE pg_try_advisory_xact_lock(hashtext('{schema}.saga_outbox'), shard)
+SELECT shard FROM asked WHERE pg_try_advisory_xact_lock(hashtext('{name}.saga_outbox'), shard)

@@ -2,4 +2,4 @@
 WITH found AS MATERIALIZED (
     SELECT shard FROM {schema}.saga_outbox_parked WHERE id = $1 AND reason IS NOT NULL
 )
-SELECT pg_advisory_xact_lock(hashtext('{schema}.saga_outbox'), shard) FROM found
+SELECT pg_advisory_xact_lock(hashtext('{name}.saga_outbox'), shard) FROM found

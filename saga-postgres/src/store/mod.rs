@@ -1,119 +1,54 @@
-use crate::{SetupError, error::meaning_of, hints::Hints, migrations, queries::Queries};
+//! The store.
+
+mod heart;
+mod options;
+mod rehearsal;
+mod rows;
+mod watch;
+
+pub use options::PgStoreOptions;
+
+use crate::{
+    SetupError,
+    connection::{Connections, Route, Sql, servers},
+    error::meaning_of,
+    hints::Hints,
+    migrations,
+    queries::Queries,
+};
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use heart::PgHeart;
+use rows::{age, code, column, count, mail, millis, record, status, unzipped, version, worker};
 use saga_core::{
     Encoded, SagaId, WorkerId,
-    machine::Status,
+    machine::{FORMAT, Status},
     store::{
-        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Start, Started, Store, StoreError,
-        Then,
+        Append, Appended, Census, DefinitionId, Heart, Hint, Mail, Posted, Record, Ripe, Start, Started, Store,
+        StoreError, Then,
     },
-    trace::TraceContext,
 };
-use sqlx::{
-    PgConnection, PgPool, Postgres, Row,
-    pool::PoolConnection,
-    postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow},
-    query::Query,
-};
+use sqlx::{PgConnection, PgPool, Row, SqlStr, postgres::PgRow};
 use std::{
     collections::{HashMap, HashSet},
-    str::FromStr,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     sync::broadcast,
     task::AbortHandle,
-    time::{error::Elapsed, timeout},
+    time::{sleep, timeout},
 };
 use uuid::Uuid;
+use watch::Watch;
 
-type Sql<'q> = Query<'q, Postgres, PgArguments>;
-
-/// How a [`PgStore`] is connected. From [`PgStore::options`].
-#[derive(Clone, Debug)]
-pub struct PgStoreOptions {
-    connect: PgConnectOptions,
-    schema: String,
-    connections: u32,
-    patience: Duration,
-    edit: fn(&str, String) -> String,
-}
-
-impl PgStoreOptions {
-    /// The schema that holds the tables. Several engines, tenants or services can live in one database, in a schema each. Defaults to `saga`.
-    pub fn schema(mut self, schema: impl Into<String>) -> Self {
-        self.schema = schema.into();
-        self
-    }
-
-    /// The size of the store's own pool. Defaults to 12: the engine's writers, its loops, the hints, and a few for callers.
-    pub const fn connections(mut self, connections: u32) -> Self {
-        self.connections = connections;
-        self
-    }
-
-    /// How long one statement may take until its connection is given up and its outcome is unknown. Defaults to 10 seconds.
-    pub const fn patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
-        self
-    }
-
-    /// For this crate's own tests: changes statements, to show what breaks without a rule.
-    #[doc(hidden)]
-    pub const fn edit_sql(mut self, edit: fn(&str, String) -> String) -> Self {
-        self.edit = edit;
-        self
-    }
-
-    /// Connects.
-    ///
-    /// # Errors
-    /// [`SetupError::SchemaName`]; [`SetupError::Postgres`] when there is no connection to be had.
-    pub async fn connect(self) -> Result<PgStore, SetupError> {
-        migrations::check_name(&self.schema)?;
-        // A lock that somebody's open transaction holds must not hold up a batch; a statement that nobody waits for must end. Statements are planned once
-        // for a connection, by indexes: a plan made while the tables were empty has to be right when they are large. Where there is no index (the handful of workers) the
-        // price that this puts on a scan would have it compiled, for a fifth of a second.
-        let connect = self.connect.options([
-            ("lock_timeout", "100"),
-            ("statement_timeout", "30000"),
-            ("idle_in_transaction_session_timeout", "30000"),
-            ("plan_cache_mode", "force_generic_plan"),
-            ("enable_seqscan", "off"),
-            ("jit", "off"),
-        ]);
-        let pool = PgPoolOptions::new()
-            .max_connections(self.connections)
-            .min_connections(self.connections.min(4))
-            .test_before_acquire(false)
-            .acquire_timeout(self.patience)
-            .connect_with(connect.clone())
-            .await?;
-        let queries = Queries::new(&self.schema, self.edit);
-        let hints = Hints::new();
-        let channel = format!("{}_hints", self.schema);
-        // Listening takes a connection for good: hints have their own.
-        let aside =
-            PgPoolOptions::new().max_connections(2).connect_lazy_with(connect.options([("synchronous_commit", "off")]));
-        let sending = tokio::spawn(hints.clone().gather(aside.clone(), queries.notify.clone(), channel.clone()));
-        let listening = tokio::spawn(hints.clone().listen(aside, channel));
-        let tasks = [sending.abort_handle(), listening.abort_handle()];
-        let inner = Inner {
-            pool,
-            schema: self.schema,
-            queries,
-            patience: self.patience,
-            hints,
-            tasks,
-            sent: AtomicU64::new(0),
-        };
-        Ok(PgStore { inner: Arc::new(inner) })
-    }
-}
+/// How many rows are changed at a time where nobody says so.
+const AT_A_TIME: i64 = 500;
+/// The pause before rows are tried again that somebody held.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// Sagas in Postgres. Cheap to clone.
 ///
@@ -126,12 +61,16 @@ pub struct PgStore {
 
 #[derive(Debug)]
 struct Inner {
+    connections: Connections,
+    route: Arc<Route>,
+    /// Past a pooler, if it was said how.
+    aside: Arc<Route>,
     pool: PgPool,
     schema: String,
     queries: Queries,
-    patience: Duration,
     hints: Arc<Hints>,
     tasks: [AbortHandle; 2],
+    watch: Mutex<Watch>,
     sent: AtomicU64,
 }
 
@@ -142,10 +81,10 @@ impl Drop for Inner {
 }
 
 impl PgStore {
-    /// Connects to `postgres://user:password@host:port/database`, schema `saga`.
+    /// Connects to `postgres://user:password@host:port/database`, schema `saga`. The URL may name several servers, `postgres://user@one,two/database`: the primary among them is used.
     ///
     /// # Errors
-    /// [`SetupError::Postgres`] for a malformed URL, and when there is no connection to be had.
+    /// As [`PgStoreOptions::connect`].
     pub async fn connect(url: &str) -> Result<Self, SetupError> {
         Self::options(url)?.connect().await
     }
@@ -153,24 +92,21 @@ impl PgStore {
     /// More than the URL can say.
     ///
     /// # Errors
-    /// [`SetupError::Postgres`] for a malformed URL.
+    /// [`SetupError::Url`] for a malformed URL.
     pub fn options(url: &str) -> Result<PgStoreOptions, SetupError> {
-        Ok(PgStoreOptions {
-            connect: PgConnectOptions::from_str(url)?,
-            schema: "saga".into(),
-            connections: 12,
-            patience: Duration::from_secs(10),
-            edit: |_, sql| sql,
-        })
+        servers(url)?;
+        Ok(PgStoreOptions::new(url))
     }
 
-    /// Creates the schema and its tables, or brings them to this version of the library. Every process may call it at its start.
+    /// Creates the schema and its tables, or brings them to this version of the library. Every process may call it at its start, also while others work on the schema, and also
+    /// with a release that is older than the schema: see the guide's page on operations.
+    ///
+    /// Nobody is held up: a migration that has to wait for a lock lets others pass, and tries again.
     ///
     /// # Errors
-    /// [`SetupError::Migration`], [`SetupError::TooNew`], [`SetupError::Postgres`].
+    /// [`SetupError::Migration`]; [`SetupError::TooNew`] when the schema needs a newer library; and when there is no connection to be had.
     pub async fn migrate(&self) -> Result<(), SetupError> {
-        let mut connection = self.inner.pool.acquire().await?;
-        migrations::run(&mut connection, &self.inner.schema).await
+        migrations::run(&self.inner.aside, &self.inner.schema).await
     }
 
     /// What [`migrate`](Self::migrate) does on an empty database, as SQL for those who run their own migrations.
@@ -201,7 +137,7 @@ impl PgStore {
         self.hint(Hint::Mail);
     }
 
-    /// The store's own pool.
+    /// A pool for queries of your own, on the same server and with the same settings. It is apart from the connections that the store works with, and opens none until it is used.
     pub fn pool(&self) -> &PgPool {
         &self.inner.pool
     }
@@ -216,26 +152,35 @@ impl PgStore {
         &self.inner.queries
     }
 
-    /// Runs one statement. One that is not answered in time costs its connection, so that nobody waits behind it.
-    async fn rows(&self, sql: Sql<'_>) -> Result<Vec<PgRow>, StoreError> {
-        self.inner.sent.fetch_add(1, Ordering::Relaxed);
-        let mut connection = self.inner.pool.acquire().await.map_err(|error| meaning_of(&error))?;
-        let answer = timeout(self.inner.patience, sql.fetch_all(&mut *connection)).await;
-        self.settle(connection, answer.map(|rows| rows.map_err(|error| meaning_of(&error))))
+    /// A statement for whoever's connection it is. What goes to a user's has no name there: it may be a pooler's, and another client's name.
+    fn statement(&self, sql: &SqlStr, whose: Whose) -> Sql<'static> {
+        match whose {
+            Whose::Ours => self.query(sql),
+            Whose::Users => sqlx::query(sql.clone()).persistent(false),
+        }
     }
 
-    /// Gives up a connection that did not answer, or that cannot do what is asked: the server behind it may not be the primary any more.
-    fn settle<T>(
-        &self,
-        connection: PoolConnection<Postgres>,
-        answer: Result<Result<T, StoreError>, Elapsed>,
-    ) -> Result<T, StoreError> {
-        let late = |_| Err(StoreError::Unavailable(format!("no answer within {:?}", self.inner.patience)));
-        let answer = answer.unwrap_or_else(late);
-        if matches!(answer, Err(StoreError::Unavailable(_))) {
-            drop(connection.detach());
+    /// A statement for the store's own connections.
+    fn query(&self, sql: &SqlStr) -> Sql<'static> {
+        self.inner.connections.query(sql)
+    }
+
+    async fn rows(&self, sql: Sql<'_>) -> Result<Vec<PgRow>, StoreError> {
+        self.inner.sent.fetch_add(1, Ordering::Relaxed);
+        self.inner.connections.rows(sql).await
+    }
+
+    /// For this crate's own tests: runs SQL on all of the store's own connections that are idle.
+    #[doc(hidden)]
+    pub async fn meddle(&self, sql: &'static str) -> Result<(), StoreError> {
+        let mut taken = vec![];
+        for _ in 0..self.inner.connections.idle() {
+            let mut one = self.inner.connections.take().await?;
+            let done = sqlx::raw_sql(sql).execute(one.begin().await?).await;
+            done.map_err(|error| meaning_of(&error))?;
+            taken.push(one);
         }
-        answer
+        taken.into_iter().try_for_each(|one| one.settle(Ok(Ok(())), self.inner.route.patience()))
     }
 
     /// Those appends that this worker wrote before, in a statement whose answer was lost.
@@ -246,7 +191,7 @@ impl PgStore {
     ) -> Result<HashMap<SagaId, Appended>, StoreError> {
         let ids: Vec<Uuid> = open.iter().map(|append| append.saga.as_uuid()).collect();
         let seqs: Vec<i32> = open.iter().map(|append| append.seq).collect();
-        let rows = self.rows(sqlx::query(self.queries().append_written.clone()).bind(ids).bind(seqs)).await?;
+        let rows = self.rows(self.query(&self.queries().append_written).bind(ids).bind(seqs)).await?;
         let entries: HashSet<SagaId> =
             open.iter().filter(|append| append.entry.is_some()).map(|append| append.saga).collect();
         rows.iter()
@@ -263,33 +208,59 @@ impl PgStore {
             .collect()
     }
 
+    fn watch(&self) -> MutexGuard<'_, Watch> {
+        self.inner.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn look_for_the_dead(&self, limit: usize) -> Result<usize, StoreError> {
+        let queries = self.queries();
+        let rows = self.rows(self.query(&queries.workers)).await?;
+        let workers = rows.iter().map(worker).collect::<Result<Vec<_>, _>>()?;
+        let dead = self.watch().look(&workers, Instant::now());
+        if !dead.is_empty() {
+            let (ids, until): (Vec<Uuid>, Vec<DateTime<Utc>>) = dead.iter().map(|dead| (dead.id, dead.until)).unzip();
+            self.rows(self.query(&queries.bury).bind(ids).bind(until)).await?;
+        }
+        self.rows(self.query(&queries.drop_dead_mail)).await?;
+        self.rows(self.query(&queries.set_back).bind(AT_A_TIME)).await?;
+        let rows = self.rows(self.query(&queries.orphans)).await?;
+        let dead = rows.iter().map(|row| column(row, "owner")).collect::<Result<Vec<Uuid>, _>>()?;
+        if dead.is_empty() {
+            return Ok(0);
+        }
+        Ok(self.rows(self.query(&queries.sweep).bind(dead).bind(count(limit))).await?.len())
+    }
+
     async fn records(&self, rows: Vec<PgRow>) -> Result<Vec<Record>, StoreError> {
         // One row that cannot be read (of a newer version of this library, or damaged) fails no other: it is given back.
-        let readable = |row: &PgRow| match record(row) {
-            Ok(record) => Some(record),
+        let readable = |row| match record(row) {
+            Ok(record) => Some((row, record)),
             Err(error) => {
                 tracing::error!(saga = ?row.try_get::<Uuid, _>("id"), %error, "cannot read a saga's row");
                 None
             }
         };
-        let mut records: Vec<Record> = rows.iter().filter_map(readable).collect();
+        let mut records: Vec<(&PgRow, Record)> = rows.iter().filter_map(readable).collect();
         if records.is_empty() {
-            return Ok(records);
+            return Ok(vec![]);
         }
-        let ids: Vec<Uuid> = records.iter().map(|record| record.saga.as_uuid()).collect();
-        let mut journals: HashMap<Uuid, Vec<Vec<u8>>> = HashMap::new();
-        for row in self.rows(sqlx::query(self.queries().journals.clone()).bind(&ids)).await? {
-            journals.entry(column(&row, "saga_id")?).or_default().push(column(&row, "entry")?);
+        let ids: Vec<Uuid> = records.iter().map(|(_, record)| record.saga.as_uuid()).collect();
+        let mut journals: HashMap<Uuid, (Vec<Vec<u8>>, Option<DateTime<Utc>>)> = HashMap::new();
+        for row in self.rows(self.query(&self.queries().journals).bind(&ids)).await? {
+            let (journal, latest) = journals.entry(column(&row, "saga_id")?).or_default();
+            journal.push(column(&row, "entry")?);
+            *latest = (*latest).max(Some(column(&row, "at")?));
         }
         let mut unread: HashMap<Uuid, Vec<Mail>> = HashMap::new();
-        for row in self.rows(sqlx::query(self.queries().unread.clone()).bind(&ids)).await? {
+        for row in self.rows(self.query(&self.queries().unread).bind(&ids)).await? {
             unread.entry(column(&row, "saga_id")?).or_default().push(mail(&row)?);
         }
-        for record in &mut records {
-            record.journal = journals.remove(&record.saga.as_uuid()).unwrap_or_default();
+        for (row, record) in &mut records {
+            let (journal, latest) = journals.remove(&record.saga.as_uuid()).unwrap_or_default();
+            (record.journal, record.age) = (journal, age(row, latest)?);
             record.mail = unread.remove(&record.saga.as_uuid()).unwrap_or_default();
         }
-        Ok(records)
+        Ok(records.into_iter().map(|(_, record)| record).collect())
     }
 
     /// [`Store::start`], on a connection of the caller's choice.
@@ -309,7 +280,7 @@ impl PgStore {
         let states: Vec<Option<&str>> = batch.iter().map(|start| start.trace.tracestate.as_deref()).collect();
         let baggage: Vec<Option<&str>> = batch.iter().map(|start| start.trace.baggage.as_deref()).collect();
         self.inner.sent.fetch_add(1, Ordering::Relaxed);
-        let sql = sqlx::query(self.queries().start.clone());
+        let sql = self.statement(&self.queries().start, whose);
         let rows = sql
             .bind(&ids)
             .bind(&names)
@@ -330,7 +301,7 @@ impl PgStore {
         let taken = |start: &&Start| !new.contains(&start.saga.as_uuid());
         let (names, keys): (Vec<&str>, Vec<&str>) =
             batch.iter().filter(taken).map(|start| (start.name.as_str(), start.key.as_str())).unzip();
-        let sql = sqlx::query(self.queries().start_existing.clone()).persistent(whose == Whose::Ours);
+        let sql = self.statement(&self.queries().start_existing, whose);
         let rows = sql.bind(names).bind(keys).fetch_all(&mut *connection).await.map_err(|error| meaning_of(&error))?;
         let mut existing: HashMap<(String, String), (Uuid, Vec<u8>)> = HashMap::new();
         for row in rows {
@@ -367,7 +338,7 @@ impl PgStore {
         let ids: Vec<Uuid> = batch.iter().map(|mail| mail.saga.as_uuid()).collect();
         let messages: Vec<&str> = batch.iter().map(|mail| mail.message.as_str()).collect();
         let bodies: Vec<&[u8]> = batch.iter().map(|mail| mail.body.as_slice()).collect();
-        let sql = sqlx::query(self.queries().post.clone()).persistent(whose == Whose::Ours);
+        let sql = self.statement(&self.queries().post, whose);
         let sql = sql.bind(ids).bind(messages).bind(bodies);
         let rows = sql.fetch_all(&mut *connection).await.map_err(|error| meaning_of(&error))?;
         rows.iter()
@@ -385,46 +356,70 @@ impl PgStore {
 
 #[async_trait]
 impl Store for PgStore {
+    async fn ready(&self) -> Result<(), StoreError> {
+        self.rehearse().await
+    }
+
+    fn heart(&self) -> Option<Box<dyn Heart>> {
+        Some(Box::new(PgHeart::new(&self.inner.aside, self.queries())))
+    }
+
     async fn register(&self, definition: &DefinitionId, fingerprint: &str) -> Result<String, StoreError> {
         let version = version(definition.version)?;
-        let sql = sqlx::query(self.queries().register.clone());
+        let sql = self.query(&self.queries().register);
         self.rows(sql.bind(&definition.name).bind(version).bind(fingerprint)).await?;
-        let sql = sqlx::query(self.queries().registered.clone());
+        let sql = self.query(&self.queries().registered);
         let rows = self.rows(sql.bind(&definition.name).bind(version)).await?;
         rows.first().map_or_else(|| Ok(fingerprint.to_owned()), |row| column(row, "fingerprint"))
     }
 
     async fn join(&self, worker: WorkerId, lease: Duration, definitions: &[DefinitionId]) -> Result<(), StoreError> {
         let (names, versions) = unzipped(definitions)?;
-        let sql = sqlx::query(self.queries().join.clone()).bind(worker.as_uuid());
-        self.rows(sql.bind(millis(lease)).bind(names).bind(versions)).await.map(drop)
+        let sql = self.query(&self.queries().join).bind(worker.as_uuid());
+        self.rows(sql.bind(millis(lease)).bind(names).bind(versions).bind(FORMAT.cast_signed())).await.map(drop)
     }
 
     async fn beat(&self, worker: WorkerId, lease: Duration) -> Result<bool, StoreError> {
-        let sql = sqlx::query(self.queries().beat.clone()).bind(worker.as_uuid()).bind(millis(lease));
+        let sql = self.query(&self.queries().beat).bind(worker.as_uuid()).bind(millis(lease));
         Ok(!self.rows(sql).await?.is_empty())
     }
 
     async fn leave(&self, worker: WorkerId) -> Result<(), StoreError> {
-        self.rows(sqlx::query(self.queries().leave.clone()).bind(worker.as_uuid())).await.map(drop)
+        self.rows(self.query(&self.queries().leave).bind(worker.as_uuid())).await.map(drop)
+    }
+
+    async fn returned(&self, worker: WorkerId) -> Result<(), StoreError> {
+        let (worker, queries) = (worker.as_uuid(), self.queries());
+        loop {
+            for sql in [&queries.returned_owned, &queries.returned_swept] {
+                self.rows(self.query(sql).bind(worker).bind(AT_A_TIME)).await?;
+            }
+            // Rows that somebody holds at this moment were passed over.
+            let left = self.rows(self.query(&queries.returned_left).bind(worker)).await?;
+            match left.first() {
+                Some(row) if column(row, "some")? => sleep(AGAIN).await,
+                _ => break,
+            }
+        }
+        self.rows(self.query(&queries.leave).bind(worker)).await.map(drop)
     }
 
     async fn sweep(&self, limit: usize) -> Result<usize, StoreError> {
-        self.rows(sqlx::query(self.queries().bury.clone())).await?;
-        self.rows(sqlx::query(self.queries().drop_dead_mail.clone())).await?;
-        let rows = self.rows(sqlx::query(self.queries().orphans.clone())).await?;
-        let dead = rows.iter().map(|row| column(row, "owner")).collect::<Result<Vec<Uuid>, _>>()?;
-        if dead.is_empty() {
-            return Ok(0);
+        let swept = self.look_for_the_dead(limit).await;
+        if swept.is_err() {
+            self.watch().lost_sight();
         }
-        let sql = sqlx::query(self.queries().sweep.clone()).bind(dead).bind(count(limit));
-        Ok(self.rows(sql).await?.len())
+        swept
     }
 
     async fn start(&self, batch: &[Start]) -> Result<Vec<Started>, StoreError> {
-        let mut connection = self.inner.pool.acquire().await.map_err(|error| meaning_of(&error))?;
-        let answer = timeout(self.inner.patience, self.start_on(&mut connection, Whose::Ours, batch)).await;
-        self.settle(connection, answer)
+        let (mut taken, patience) = (self.inner.connections.take().await?, self.inner.route.patience());
+        let answer = timeout(patience, async {
+            let started = self.start_on(taken.begin().await?, Whose::Ours, batch).await;
+            taken.end(started).await
+        });
+        let answer = answer.await;
+        taken.settle(answer, patience)
     }
 
     async fn append(&self, worker: WorkerId, batch: &[Append]) -> Result<Vec<Appended>, StoreError> {
@@ -445,7 +440,7 @@ impl Store for PgStore {
             .iter()
             .flat_map(|append| append.read.iter().map(|message| (append.saga.as_uuid(), message.as_str())))
             .unzip();
-        let sql = sqlx::query(self.queries().append.clone()).bind(worker.as_uuid());
+        let sql = self.query(&self.queries().append).bind(worker.as_uuid());
         let sql = sql.bind(ids).bind(epochs).bind(seqs).bind(entries).bind(statuses).bind(releases).bind(due);
         let mut answers: HashMap<SagaId, Appended> = match self.rows(sql.bind(read_by).bind(read)).await {
             Ok(rows) => rows
@@ -486,49 +481,53 @@ impl Store for PgStore {
             Ripe::Mailed => &self.queries().claim_mailed,
             Ripe::Due => &self.queries().claim_due,
         };
-        let sql = sqlx::query(sql.clone()).bind(worker.as_uuid()).bind(&names).bind(&versions);
+        let sql = self.query(sql).bind(worker.as_uuid()).bind(&names).bind(&versions);
         let claimed = self.rows(sql.bind(count(limit))).await?;
         self.records(claimed).await
     }
 
     async fn owned(&self, worker: WorkerId) -> Result<Vec<(SagaId, i64)>, StoreError> {
-        let rows = self.rows(sqlx::query(self.queries().owned.clone()).bind(worker.as_uuid())).await?;
+        let rows = self.rows(self.query(&self.queries().owned).bind(worker.as_uuid())).await?;
         rows.iter().map(|row| Ok((column::<Uuid>(row, "id")?.into(), column(row, "epoch")?))).collect()
     }
 
     async fn disown(&self, worker: WorkerId, sagas: &[(SagaId, i64)]) -> Result<(), StoreError> {
         let (ids, epochs): (Vec<Uuid>, Vec<i64>) = sagas.iter().map(|(saga, epoch)| (saga.as_uuid(), epoch)).unzip();
-        let sql = sqlx::query(self.queries().disown.clone()).bind(worker.as_uuid());
+        let sql = self.query(&self.queries().disown).bind(worker.as_uuid());
         self.rows(sql.bind(ids).bind(epochs)).await.map(drop)
     }
 
     async fn post(&self, batch: &[Mail]) -> Result<Vec<Posted>, StoreError> {
-        let mut connection = self.inner.pool.acquire().await.map_err(|error| meaning_of(&error))?;
-        let answer = timeout(self.inner.patience, self.post_on(&mut connection, Whose::Ours, batch)).await;
-        self.settle(connection, answer)
+        let (mut taken, patience) = (self.inner.connections.take().await?, self.inner.route.patience());
+        let answer = timeout(patience, async {
+            let posted = self.post_on(taken.begin().await?, Whose::Ours, batch).await;
+            taken.end(posted).await
+        });
+        let answer = answer.await;
+        taken.settle(answer, patience)
     }
 
     async fn mail(&self, worker: WorkerId, limit: usize) -> Result<Vec<Mail>, StoreError> {
-        let sql = sqlx::query(self.queries().mail.clone()).bind(worker.as_uuid()).bind(count(limit));
+        let sql = self.query(&self.queries().mail).bind(worker.as_uuid()).bind(count(limit));
         self.rows(sql).await?.iter().map(mail).collect()
     }
 
     async fn find(&self, name: &str, key: &str) -> Result<Option<SagaId>, StoreError> {
-        let rows = self.rows(sqlx::query(self.queries().find.clone()).bind(name).bind(key)).await?;
+        let rows = self.rows(self.query(&self.queries().find).bind(name).bind(key)).await?;
         rows.first().map(|row| column::<Uuid>(row, "id").map(SagaId::from)).transpose()
     }
 
     async fn statuses(&self, sagas: &[SagaId]) -> Result<Vec<Option<Status>>, StoreError> {
         let ids: Vec<Uuid> = sagas.iter().map(|saga| saga.as_uuid()).collect();
         let mut found = HashMap::new();
-        for row in self.rows(sqlx::query(self.queries().statuses.clone()).bind(&ids)).await? {
+        for row in self.rows(self.query(&self.queries().statuses).bind(&ids)).await? {
             found.insert(column::<Uuid>(&row, "id")?, status(column(&row, "status")?)?);
         }
         Ok(ids.iter().map(|id| found.get(id).copied()).collect())
     }
 
     async fn read(&self, saga: SagaId) -> Result<Option<Record>, StoreError> {
-        let rows = self.rows(sqlx::query(self.queries().read.clone()).bind(saga.as_uuid())).await?;
+        let rows = self.rows(self.query(&self.queries().read).bind(saga.as_uuid())).await?;
         let Some(row) = rows.first() else { return Ok(None) };
         let (messages, bodies) = (column::<Vec<String>>(row, "messages")?, column::<Vec<Vec<u8>>>(row, "bodies")?);
         let mail = messages.into_iter().zip(bodies).map(|(message, body)| Mail { saga, message, body }).collect();
@@ -536,7 +535,7 @@ impl Store for PgStore {
     }
 
     async fn census(&self, names: &[String]) -> Result<Vec<Census>, StoreError> {
-        let rows = self.rows(sqlx::query(self.queries().census.clone()).bind(names)).await?;
+        let rows = self.rows(self.query(&self.queries().census).bind(names)).await?;
         let read = |row: &PgRow| {
             let oldest: Option<i64> = column(row, "oldest_ms")?;
             Ok(Census {
@@ -548,7 +547,7 @@ impl Store for PgStore {
     }
 
     async fn unclaimable(&self) -> Result<Vec<DefinitionId>, StoreError> {
-        let rows = self.rows(sqlx::query(self.queries().unclaimable.clone())).await?;
+        let rows = self.rows(self.query(&self.queries().unclaimable)).await?;
         rows.iter()
             .map(|row| {
                 Ok(DefinitionId { name: column(row, "name")?, version: column::<i32>(row, "version")?.unsigned_abs() })
@@ -570,81 +569,4 @@ impl Store for PgStore {
 pub(crate) enum Whose {
     Ours,
     Users,
-}
-
-fn column<'r, T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>>(
-    row: &'r PgRow,
-    name: &str,
-) -> Result<T, StoreError> {
-    row.try_get(name).map_err(|error| StoreError::Unavailable(error.to_string()))
-}
-
-fn record(row: &PgRow) -> Result<Record, StoreError> {
-    let input = Encoded::from_bytes(column(row, "input")?);
-    Ok(Record {
-        saga: column::<Uuid>(row, "id")?.into(),
-        name: column(row, "name")?,
-        version: column::<i32>(row, "version")?.unsigned_abs(),
-        key: column(row, "key")?,
-        status: status(column(row, "status")?)?,
-        input: input.map_err(|error| StoreError::Unavailable(error.to_string()))?,
-        trace: TraceContext {
-            traceparent: column(row, "traceparent")?,
-            tracestate: column(row, "tracestate")?,
-            baggage: column(row, "baggage")?,
-        },
-        epoch: column(row, "epoch")?,
-        lapses: column::<i32>(row, "lapses")?.unsigned_abs(),
-        age: Duration::from_millis(column::<i64>(row, "age_ms")?.try_into().unwrap_or(0)),
-        journal: vec![],
-        mail: vec![],
-    })
-}
-
-fn mail(row: &PgRow) -> Result<Mail, StoreError> {
-    Ok(Mail {
-        saga: column::<Uuid>(row, "saga_id")?.into(),
-        message: column(row, "message")?,
-        body: column(row, "body")?,
-    })
-}
-
-const fn code(status: Status) -> i16 {
-    match status {
-        Status::Running => 0,
-        Status::Compensating => 1,
-        Status::Parked => 2,
-        Status::Completed => 3,
-        Status::RolledBack => 4,
-    }
-}
-
-fn status(code: i16) -> Result<Status, StoreError> {
-    Ok(match code {
-        0 => Status::Running,
-        1 => Status::Compensating,
-        2 => Status::Parked,
-        3 => Status::Completed,
-        4 => Status::RolledBack,
-        _ => return Err(StoreError::Unavailable(format!("status {code} is of a newer version of this library"))),
-    })
-}
-
-fn version(version: u32) -> Result<i32, StoreError> {
-    i32::try_from(version).map_err(|_| StoreError::Rejected(format!("version {version} is too large")))
-}
-
-fn unzipped(definitions: &[DefinitionId]) -> Result<(Vec<&str>, Vec<i32>), StoreError> {
-    let versions = definitions.iter().map(|definition| version(definition.version)).collect::<Result<_, _>>()?;
-    Ok((definitions.iter().map(|definition| definition.name.as_str()).collect(), versions))
-}
-
-fn millis(duration: Duration) -> i64 {
-    // A thousand years are enough, and Postgres can still add them to a date.
-    const LONGEST: u128 = 1000 * 365 * 24 * 3600 * 1000;
-    i64::try_from(duration.as_millis().min(LONGEST)).unwrap_or(i64::MAX)
-}
-
-fn count(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX)
 }

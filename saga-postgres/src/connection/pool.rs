@@ -1,0 +1,237 @@
+//! Connections that are shared.
+
+use super::{
+    Keeps,
+    route::{Opened, Route},
+};
+use crate::{SetupError, error::meaning_of};
+use deadpool::managed::{self, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult};
+use saga_core::store::StoreError;
+use sqlx::{
+    PgConnection, Postgres, SqlStr,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::time::{Instant, error::Elapsed, timeout};
+
+/// A connection that was looked at within this time is used without another look.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// How long a look may take. A connection that leads nowhere is found out by this.
+const LOOK_WITHIN: Duration = Duration::from_secs(2);
+/// A connection is replaced when it is so old: what a switch-over left behind does not stay for ever.
+const LIFETIME: Duration = Duration::from_secs(600);
+/// What was silent for so long when it was given up makes the others suspect.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// A statement.
+pub(crate) type Sql<'q> = Query<'q, Postgres, PgArguments>;
+
+/// Some connections, at most so many.
+#[derive(Clone, Debug)]
+pub(crate) struct Connections {
+    pool: Pool<Maker>,
+    route: Arc<Route>,
+    patience: Duration,
+}
+
+impl Connections {
+    /// Opens none yet. `patience` is for a place and for each piece of work.
+    pub(crate) fn new(route: Arc<Route>, size: u32, patience: Duration) -> Self {
+        let maker = Maker { route: route.clone(), trusted_since: Mutex::new(Instant::now()) };
+        let size = usize::try_from(size.max(1)).unwrap_or(usize::MAX);
+        // Without time-outs of its own, it builds with whatever it is given.
+        let config = managed::PoolConfig::new(size);
+        let pool = Pool::builder(maker).config(config).build();
+        #[allow(clippy::expect_used, reason = "it fails for time-outs without a runtime only, and has none")]
+        let pool = pool.expect("a pool without time-outs");
+        Self { pool, route, patience }
+    }
+
+    /// A statement for these connections. Where they do not keep their sessions it has no name.
+    pub(crate) fn query(&self, sql: &SqlStr) -> Sql<'static> {
+        sqlx::query(sql.clone()).persistent(self.route.keeps() == Keeps::Sessions)
+    }
+
+    /// Runs one statement.
+    ///
+    /// # Errors
+    /// What an error [means](meaning_of); [`StoreError::Unavailable`] when there is no connection to be had, with what the server says about it.
+    pub(crate) async fn rows(&self, sql: Sql<'_>) -> Result<Vec<PgRow>, StoreError> {
+        let mut taken = self.take().await?;
+        let answer = timeout(self.patience, async {
+            let connection = taken.begin().await?;
+            let rows = sql.fetch_all(connection).await.map_err(|error| meaning_of(&error));
+            taken.end(rows).await
+        });
+        let answer = answer.await;
+        taken.settle(answer, self.patience)
+    }
+
+    /// How many there are that nobody uses.
+    pub(crate) fn idle(&self) -> usize {
+        self.pool.status().available
+    }
+
+    /// A connection, for several statements.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`].
+    pub(crate) async fn take(&self) -> Result<Taken, StoreError> {
+        match timeout(self.patience, self.pool.get()).await {
+            Ok(Ok(place)) => Ok(Taken { place: Some(place), route: self.route.clone(), since: Instant::now() }),
+            Ok(Err(PoolError::Backend(error))) => Err(StoreError::Unavailable(error.to_string())),
+            Ok(Err(error)) => Err(StoreError::Unavailable(error.to_string())),
+            Err(_) => {
+                let (patience, size) = (self.patience, self.pool.status().max_size);
+                let reason = format!("none of the {size} connections of the store was free within {patience:?}");
+                Err(StoreError::Unavailable(reason))
+            }
+        }
+    }
+}
+
+fn gone() -> StoreError {
+    StoreError::Unavailable("the connection is gone".into())
+}
+
+/// A connection out of the pool. Dropped, it is closed.
+pub(crate) struct Taken {
+    place: Option<Object<Maker>>,
+    route: Arc<Route>,
+    since: Instant,
+}
+
+impl Taken {
+    /// Begins what is done in one go. Where sessions do not last it is a transaction, which brings the settings.
+    pub(crate) async fn begin(&mut self) -> Result<&mut PgConnection, StoreError> {
+        let Some(place) = &mut self.place else { return Err(gone()) };
+        let opened = &mut place.opened;
+        if self.route.keeps() == Keeps::Transactions {
+            let begin = opened.begin(self.route.settings());
+            sqlx::raw_sql(begin).execute(opened.connection()).await.map_err(|error| meaning_of(&error))?;
+        }
+        Ok(opened.connection())
+    }
+
+    /// Ends it.
+    pub(crate) async fn end<T>(&mut self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
+        let Some(place) = &mut self.place else { return Err(gone()) };
+        if self.route.keeps() == Keeps::Sessions {
+            return answer;
+        }
+        let end = if answer.is_ok() { "COMMIT" } else { "ROLLBACK" };
+        let ended = sqlx::raw_sql(end).execute(place.opened.connection()).await;
+        let answer = answer?;
+        ended.map(|_| answer).map_err(|error| meaning_of(&error))
+    }
+
+    /// Gives the connection back if it answered, and closes it if it did not, or if it cannot do what was asked: the server behind it may not be the primary any more.
+    pub(crate) fn settle<T>(
+        mut self,
+        answer: Result<Result<T, StoreError>, Elapsed>,
+        patience: Duration,
+    ) -> Result<T, StoreError> {
+        let late = |_| Err(StoreError::Unavailable(format!("no answer within {patience:?}")));
+        let answer = answer.unwrap_or_else(late);
+        if !matches!(answer, Err(StoreError::Unavailable(_))) {
+            drop(self.place.take());
+        }
+        answer
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let Some(place) = self.place.take() else { return };
+        if self.since.elapsed() >= SILENCE
+            && let Some(pool) = Object::pool(&place)
+        {
+            pool.manager().distrust();
+        }
+        drop(Object::take(place));
+    }
+}
+
+/// One of the connections.
+struct Shared {
+    opened: Opened,
+    since: Instant,
+    looked: Instant,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("since", &self.since).finish_non_exhaustive()
+    }
+}
+
+/// Makes connections, and looks at them before they are used again.
+#[derive(Debug)]
+struct Maker {
+    route: Arc<Route>,
+    /// Those that were last looked at before are closed.
+    trusted_since: Mutex<Instant>,
+}
+
+impl Maker {
+    /// One of them was silent: the others may lead nowhere as well.
+    fn distrust(&self) {
+        *self.trusted_since.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+}
+
+impl managed::Manager for Maker {
+    type Type = Shared;
+    type Error = SetupError;
+
+    async fn create(&self) -> Result<Shared, SetupError> {
+        let opened = self.route.open().await?;
+        let now = Instant::now();
+        Ok(Shared { opened, since: now, looked: now })
+    }
+
+    async fn recycle(&self, shared: &mut Shared, _: &Metrics) -> RecycleResult<SetupError> {
+        let trusted_since = *self.trusted_since.lock().unwrap_or_else(PoisonError::into_inner);
+        if shared.since.elapsed() > LIFETIME || shared.looked < trusted_since {
+            return Err(RecycleError::message("it is too old"));
+        }
+        if shared.looked.elapsed() < LOOK_AFTER {
+            return Ok(());
+        }
+        let silence = Silence { maker: self, since: Instant::now() };
+        let looked = timeout(LOOK_WITHIN, shared.opened.holds()).await;
+        drop(silence);
+        match looked {
+            Ok(Ok(())) => {
+                shared.looked = Instant::now();
+                Ok(())
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "a connection of the store is replaced");
+                Err(RecycleError::Backend(error))
+            }
+            Err(_) => {
+                tracing::warn!("a connection of the store does not answer: all that are as old are replaced");
+                Err(RecycleError::message("no answer"))
+            }
+        }
+    }
+}
+
+/// Notices a look that took too long, also one that nobody waits for any more.
+struct Silence<'m> {
+    maker: &'m Maker,
+    since: Instant,
+}
+
+impl Drop for Silence<'_> {
+    fn drop(&mut self) {
+        if self.since.elapsed() >= SILENCE {
+            self.maker.distrust();
+        }
+    }
+}

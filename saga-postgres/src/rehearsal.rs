@@ -1,0 +1,50 @@
+//! Before the start: is all there that will be needed? What is missing is better said at once than by the first saga.
+
+use crate::{SetupError, error::told, migrations::Standing};
+use sqlx::{AssertSqlSafe, PgConnection, SqlStr};
+
+/// Looks whether a schema is at this release, and goes through statements without doing anything: each is planned, and its rights are checked, as if it were to run.
+///
+/// # Errors
+/// [`SetupError::NotMigrated`], [`SetupError::TooNew`], [`SetupError::Rights`], or what else Postgres says.
+pub(crate) async fn of(
+    connection: &mut PgConnection,
+    schema: &str,
+    statements: &[(&'static str, &SqlStr)],
+) -> Result<(), SetupError> {
+    let standing =
+        Standing::read(connection, schema).await.map_err(|error| meaning(error, schema, "saga_migration"))?;
+    standing.is_known(schema)?;
+    let missing = standing.missing();
+    if !missing.is_empty() {
+        let missing = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        return Err(SetupError::NotMigrated { schema: schema.into(), missing });
+    }
+    for (name, sql) in statements {
+        let sql = sql.as_str();
+        let arguments = (1..).take_while(|n| sql.contains(&format!("${n}"))).map(|_| "NULL").collect::<Vec<_>>();
+        let arguments = if arguments.is_empty() { String::new() } else { format!("({})", arguments.join(", ")) };
+        let tried = format!(
+            "PREPARE saga_rehearsal AS {sql}\n; EXPLAIN EXECUTE saga_rehearsal{arguments}; DEALLOCATE saga_rehearsal"
+        );
+        let tried = sqlx::raw_sql(AssertSqlSafe(tried)).execute(&mut *connection).await;
+        if let Err(error) = tried {
+            // The connection is to be used as it was.
+            let _ = sqlx::raw_sql("ROLLBACK; DEALLOCATE ALL").execute(&mut *connection).await;
+            return Err(meaning(error, schema, name));
+        }
+    }
+    Ok(())
+}
+
+/// What an error says about the schema.
+pub(crate) fn meaning(error: sqlx::Error, schema: &str, statement: &str) -> SetupError {
+    let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
+    let (schema, reason) = (schema.to_owned(), format!("{} in `{statement}`", told(&error)));
+    match code.as_str() {
+        "42501" => SetupError::Rights { schema, reason },
+        // A table, a column, a function, a schema.
+        "42P01" | "42703" | "42883" | "3F000" => SetupError::NotMigrated { schema, missing: reason },
+        _ => SetupError::Postgres { reason, source: error },
+    }
+}
