@@ -11,6 +11,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0006_unfinished.sql"),
     include_str!("migrations/0007_outbox_checks.sql"),
     include_str!("migrations/0008_inbox_batches.sql"),
+    include_str!("migrations/0009_specversion.sql"),
 ];
 
 /// A schema's name goes into the SQL as it is.
