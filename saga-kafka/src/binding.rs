@@ -79,11 +79,14 @@ pub(crate) fn record_headers(record: &OwnedMessage) -> impl Iterator<Item = Head
 }
 
 /// Reads a record. Of headers that are no attributes, those that are not text are left out.
+///
+/// A header without a value is one that is not there: change data capture places columns in headers, and has no other way to write a NULL.
 pub(crate) fn read(record: &OwnedMessage) -> Result<Message, Unreadable> {
     let mut attributes = BTreeMap::new();
     let mut headers = BTreeMap::new();
     for header in record_headers(record) {
-        let text = std::str::from_utf8(header.value.unwrap_or_default());
+        let Some(value) = header.value else { continue };
+        let text = std::str::from_utf8(value);
         match (header.key.strip_prefix(PREFIX), text) {
             (Some(name), Ok(text)) => attributes.insert(name.to_owned(), text.to_owned()),
             (Some(_), Err(_)) => return Err(Unreadable::NotText(header.key.into())),
@@ -169,6 +172,18 @@ mod tests {
         let binary = bare().insert(Header { key: "ce_sagaid", value: Some(&[0xff_u8][..]) });
         assert_eq!(reading(binary, None), "header `ce_sagaid` is not text");
         assert_eq!(reading(bare(), Some(&[0xff])), "the key is not text");
+    }
+
+    #[test]
+    fn a_header_without_a_value_is_not_there() {
+        let bare_and =
+            |names: &[&str]| names.iter().fold(bare(), |all, key| all.insert(Header { key, value: None::<&[u8]> }));
+        let optional = ["ce_subject", "ce_time", "ce_sagaid", "content-type", "traceparent"];
+        let of = |headers| read(&record(headers, None, None));
+        assert_eq!(of(bare_and(&optional)), of(bare()));
+        assert_eq!(of(bare_and(&["ce_id"])), of(bare()), "the one with a value counts");
+        let nothing = OwnedHeaders::new().insert(Header { key: "ce_specversion", value: None::<&[u8]> });
+        assert_eq!(of(nothing).unwrap_err(), Unreadable::Missing("ce_specversion"));
     }
 
     #[test]

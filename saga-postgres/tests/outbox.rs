@@ -218,6 +218,21 @@ async fn events_of_one_statement_leave_in_their_order_and_as_they_were_written()
     assert_eq!(broker.of_key("a"), [&[1], &(3..40).collect::<Vec<_>>()[..]].concat());
 }
 
+/// `scripts/debezium` shows the rest, with the real one.
+#[tokio::test]
+async fn an_event_has_the_columns_that_the_guide_has_change_data_capture_place_in_headers() {
+    let setup = fresh().await;
+    setup.publish("a", 1).await;
+    let (_, placement) = include_str!("../../docs/src/kafka.md").split_once("additional.placement=").unwrap();
+    let (placement, _) = placement.split_once("\n#").unwrap();
+    let places: Vec<_> = placement.split(',').map(|place| place.trim_matches(['\\', '\n', ' '])).collect();
+    let columns: Vec<_> = places.iter().map(|place| place.split_once(":header:").unwrap().0).collect();
+    assert_eq!(places[0], "specversion:header:ce_specversion");
+    let columns = columns.join(", ");
+    let sql = format!("SELECT specversion = '1.0' FROM (SELECT {columns} FROM {{schema}}.saga_outbox) AS placed");
+    assert!(setup.is_true(&sql).await, "{columns}");
+}
+
 #[tokio::test]
 async fn one_event_that_cannot_be_written_keeps_back_the_others_of_its_statement() {
     let setup = fresh().await;

@@ -85,8 +85,9 @@
 //!
 //! # Debezium instead of the relay
 //!
-//! The columns are those of Debezium's outbox event router: with `route.topic.replacement` as `${routedByValue}` and `table.field.event.key` as `aggregateid`, it
-//! publishes to the same topics under the same keys. Rows are then yours to delete.
+//! The columns are those of Debezium's outbox event router: it publishes the same bytes to the same topics under the
+//! same keys. `specversion`, which nobody here reads or writes, is for the header `ce_specversion`. The guide has the
+//! whole connector, and what differs. Rows are then yours to delete.
 
 mod error;
 mod lane;
