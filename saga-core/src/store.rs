@@ -23,7 +23,11 @@
 //!
 //! [`testing::conformance`](crate::testing) checks all of this for any implementation.
 
-use crate::{Encoded, SagaId, WorkerId, machine::Status, trace::TraceContext};
+use crate::{
+    Encoded, SagaId, WorkerId,
+    machine::{FORMAT, Status},
+    trace::TraceContext,
+};
 use async_trait::async_trait;
 use std::time::Duration;
 use tokio::sync::broadcast;
@@ -302,7 +306,13 @@ pub trait Store: Send + Sync + 'static {
     /// How the sagas of these names stand. Answers one by one, in the order of the names. It is asked several times a minute, so it must be cheap however many sagas there are.
     async fn census(&self, names: &[String]) -> Result<Vec<Census>, StoreError>;
 
-    /// Definitions with due sagas that no living worker has registered.
+    /// The newest [format](crate::machine::FORMAT) of journals that a living worker with this definition can read. The default knows of no other than this release's.
+    async fn reads(&self, definition: &DefinitionId) -> Result<u32, StoreError> {
+        let _ = definition;
+        Ok(FORMAT)
+    }
+
+    /// Definitions with due sagas that no living worker has registered. It is asked several times a minute.
     async fn unclaimable(&self) -> Result<Vec<DefinitionId>, StoreError>;
 
     /// Tells all processes on this store. Does not wait, and may be coalesced. It may be called anywhere, also outside of a runtime.

@@ -367,15 +367,17 @@ async fn a_saga_whose_journal_cannot_be_read_does_not_begin_anew_whatever_an_ope
     store.append(newer, &[append]).await.unwrap();
 
     let engine = engine(&store, &airline, Nothing).start().await.unwrap();
-    sleep(10 * SECOND).await;
+    sleep(60 * SECOND).await;
+    assert_eq!(trip.status().await.unwrap(), Status::Running, "somebody may come who can read it");
+    sleep(600 * SECOND).await;
     assert_eq!(trip.status().await.unwrap(), Status::Parked);
     engine.sagas::<Trip>().resume(trip.id(), "an operator").await.unwrap();
-    sleep(60 * SECOND).await;
+    sleep(600 * SECOND).await;
     assert_eq!(airline.log(), [""; 0], "it began anew");
     assert_eq!(trip.status().await.unwrap(), Status::Parked);
     engine.sagas::<Trip>().cancel(trip.id(), "a customer").await.unwrap();
     engine.sagas::<Trip>().resume(trip.id(), "an operator").await.unwrap();
-    sleep(60 * SECOND).await;
+    sleep(600 * SECOND).await;
     assert_eq!(trip.status().await.unwrap(), Status::Parked, "it must not count as rolled back: it booked");
 }
 

@@ -13,12 +13,14 @@ use futures::StreamExt;
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::sleep,
+    time::{Instant, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// The pause before a statement is sent again that the store did not answer, or a row is tried again that was busy.
 pub(crate) const AGAIN: Duration = Duration::from_millis(10);
+/// What cannot be written is reported, and again after so long.
+const REPORTED_AFTER: Duration = Duration::from_secs(5);
 /// How often a start is tried that somebody else's transaction holds up, before its caller is told.
 const CONTENDED: u32 = 10;
 
@@ -44,6 +46,8 @@ impl Spawn {
 struct Waiting<T, A> {
     entry: T,
     answer: oneshot::Sender<Result<A, StoreError>>,
+    /// When it was first found that somebody holds its row, and when that was last reported.
+    busy: Option<(Instant, Instant)>,
 }
 
 impl Committer {
@@ -70,7 +74,7 @@ impl Committer {
     pub(crate) async fn start(&self, entry: Start) -> Result<Started, StoreError> {
         let (answer, answered) = oneshot::channel();
         let stopped = || StoreError::Unavailable("the engine has stopped".into());
-        self.starts.send(Waiting { entry, answer }).await.map_err(|_| stopped())?;
+        self.starts.send(Waiting { entry, answer, busy: None }).await.map_err(|_| stopped())?;
         answered.await.map_err(|_| stopped())?
     }
 
@@ -80,7 +84,7 @@ impl Committer {
         // The low bits of a UUIDv7 are random.
         let shard = entry.saga.as_uuid().as_u128() as usize % self.appends.len();
         // A closed channel means that the engine stops; the caller sees that by its receiver.
-        let _ = self.appends[shard].send(Waiting { entry: (lease.clone(), entry), answer });
+        let _ = self.appends[shard].send(Waiting { entry: (lease.clone(), entry), answer, busy: None });
         answered
     }
 }
@@ -132,7 +136,7 @@ async fn commit_starts(
         let mut contended = vec![];
         for ((entry, answer), written) in entries.into_iter().zip(answers).zip(written) {
             match written {
-                Err(StoreError::Contention(_)) => contended.push(Waiting { entry, answer }),
+                Err(StoreError::Contention(_)) => contended.push(Waiting { entry, answer, busy: None }),
                 written => drop(answer.send(written)),
             }
         }
@@ -144,7 +148,7 @@ async fn commit_starts(
 
 /// Somebody's open transaction holds one of these keys. Each waits for itself, and all beside what comes next.
 async fn start_one_by_one(store: Arc<dyn Store>, waiting: Vec<Waiting<Start, Started>>) {
-    let start = async |Waiting { entry, answer }: Waiting<Start, Started>| {
+    let start = async |Waiting { entry, answer, .. }: Waiting<Start, Started>| {
         for attempt in 1.. {
             match store.start(std::slice::from_ref(&entry)).await {
                 Err(StoreError::Contention(_)) if attempt < CONTENDED && !answer.is_closed() => sleep(AGAIN).await,
@@ -187,16 +191,20 @@ async fn commit_appends(
             let mut leases = vec![];
             let mut entries = vec![];
             let mut answers = vec![];
-            for Waiting { entry: (lease, entry), answer } in waiting {
+            let mut held = vec![];
+            for Waiting { entry: (lease, entry), answer, busy } in waiting {
                 leases.push(lease);
+                held.push(busy);
                 entries.push(entry);
                 answers.push(answer);
             }
             let written = write_until_answered(&entries, &answers, &Appends(&*store, worker)).await;
-            for (((lease, entry), answer), written) in leases.into_iter().zip(entries).zip(answers).zip(written) {
+            let all = leases.into_iter().zip(entries).zip(answers).zip(held).zip(written);
+            for ((((lease, entry), answer), held), written) in all {
                 match written {
                     Ok(Appended::Busy) if !answer.is_closed() => {
-                        busy.push(Waiting { entry: (lease, entry), answer });
+                        let held = Some(still_busy(&entry, held));
+                        busy.push(Waiting { entry: (lease, entry), answer, busy: held });
                     }
                     written => {
                         let _ = answer.send(written);
@@ -205,6 +213,18 @@ async fn commit_appends(
             }
         }
     }
+}
+
+/// Takes note that somebody else's transaction holds a saga's row, and says so when it lasts.
+fn still_busy(entry: &Append, held: Option<(Instant, Instant)>) -> (Instant, Instant) {
+    let now = Instant::now();
+    let (since, reported) = held.unwrap_or((now, now));
+    if now - reported < REPORTED_AFTER {
+        return (since, reported);
+    }
+    let for_ms = (now - since).as_millis();
+    tracing::warn!(saga = %entry.saga, for_ms, "another transaction holds the saga's row: what happened cannot be written");
+    (since, now)
 }
 
 /// Sends the same batch again until the store has answered it, halves it when the store refuses it, and so comes to one
@@ -217,6 +237,7 @@ async fn write_until_answered<W: Write>(
     let mut answers: Vec<Option<Result<W::Answer, StoreError>>> = vec![None; entries.len()];
     let mut parts = vec![];
     let mut next = Some(0..entries.len());
+    let mut reported: Option<Instant> = None;
     while let Some(part) = next.take().or_else(|| parts.pop()) {
         loop {
             match to.write(&entries[part.clone()]).await {
@@ -240,7 +261,10 @@ async fn write_until_answered<W: Write>(
                     break;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "writing again");
+                    if reported.is_none_or(|reported| reported.elapsed() >= REPORTED_AFTER) {
+                        reported = Some(Instant::now());
+                        tracing::warn!(%error, sagas = part.len(), "cannot write: trying again until the store answers");
+                    }
                     if waiting[part.clone()].iter().all(oneshot::Sender::is_closed) {
                         break;
                     }

@@ -20,8 +20,13 @@ use crate::{
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use opentelemetry::{Context, StringValue, context::FutureExt as _};
-use serde::{Deserialize, Serialize};
-use std::{collections::HashSet, pin::pin, sync::Arc, time::Duration};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
+use std::{
+    collections::{HashMap, HashSet},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot, watch},
     time::{Instant, sleep_until},
@@ -281,6 +286,11 @@ impl Drive {
             Ok(Letter::Resume { by }) => self.take(Input::Resume { by }),
             Ok(Letter::Skip { step, reason }) => self.take(Input::Skip { step, reason }),
             Ok(Letter::Reply(reply)) => self.hear(reply),
+            // It stays unread, for whoever knows what it means.
+            Err(error) if is_of_a_newer_kind(&mail.body) => {
+                tracing::warn!(saga = %self.saga, message = mail.message, %error, "a message of a newer release is left unread");
+                return;
+            }
             Err(error) => self.pending.push(Event::Refused { reason: format!("unreadable message: {error}") }),
         }
         self.read.push(mail.message);
@@ -669,6 +679,12 @@ impl Drive {
         self.take(Input::Unwritable { reason: error.to_string() });
         Some(())
     }
+}
+
+/// Whether it is a [`Letter`] of a kind that this release does not know.
+fn is_of_a_newer_kind(letter: &[u8]) -> bool {
+    let kind = serde_json::from_slice::<HashMap<String, IgnoredAny>>(letter).ok().filter(|kinds| kinds.len() == 1);
+    kind.is_some_and(|kind| !kind.keys().any(|kind| matches!(kind.as_str(), "cancel" | "resume" | "skip" | "reply")))
 }
 
 /// The end of an attempt to do or undo a step.

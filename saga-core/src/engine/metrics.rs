@@ -3,12 +3,21 @@
 //! The guide's page on traces and metrics says what each is. Those of all processes are looked up every 15 seconds.
 
 use super::Shared;
-use crate::{machine::Status, message::Op, store::Census, trace::scope};
+use crate::{
+    machine::Status,
+    message::Op,
+    store::{Census, DefinitionId},
+    trace::scope,
+};
 use opentelemetry::{
     KeyValue, StringValue, global,
     metrics::{Counter, Gauge, Histogram},
 };
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::time::sleep;
 
 const BETWEEN_LOOKS: Duration = Duration::from_secs(15);
@@ -25,6 +34,7 @@ pub(crate) struct Metrics {
     active: Gauge<u64>,
     parked: Gauge<u64>,
     oldest: Gauge<f64>,
+    unclaimable: Gauge<u64>,
 }
 
 impl Metrics {
@@ -39,6 +49,7 @@ impl Metrics {
             active: meter.u64_gauge("saga.active").build(),
             parked: meter.u64_gauge("saga.parked").build(),
             oldest: meter.f64_gauge("saga.oldest").with_unit("s").build(),
+            unclaimable: meter.u64_gauge("saga.unclaimable").build(),
         }
     }
 
@@ -73,6 +84,7 @@ impl Metrics {
 pub(crate) async fn take_census(shared: Arc<Shared>) {
     let names: BTreeSet<String> = shared.definitions.iter().map(|definition| definition.name.clone()).collect();
     let names: Vec<String> = names.into_iter().collect();
+    let mut unclaimable = HashSet::new();
     loop {
         let active = shared.in_memory().len();
         shared.metrics.active.record(active.try_into().unwrap_or(u64::MAX), &[]);
@@ -86,7 +98,29 @@ pub(crate) async fn take_census(shared: Arc<Shared>) {
             }
             Err(error) => tracing::warn!(%error, "cannot look how sagas stand"),
         }
+        match shared.store.unclaimable().await {
+            Ok(definitions) => tell_of_the_unclaimable(&shared.metrics, definitions, &mut unclaimable),
+            Err(error) => tracing::warn!(%error, "cannot look for sagas that nobody can run"),
+        }
         // Workers that started together spread out.
         sleep(BETWEEN_LOOKS.mul_f64(0.75 + 0.5 * fastrand::f64())).await;
     }
+}
+
+/// Says which due sagas nobody can run, once each time that it comes to that.
+fn tell_of_the_unclaimable(metrics: &Metrics, now: Vec<DefinitionId>, before: &mut HashSet<DefinitionId>) {
+    let now: HashSet<DefinitionId> = now.into_iter().collect();
+    for definition in now.union(before) {
+        let DefinitionId { name, version } = definition;
+        let attributes = [KeyValue::new("saga.name", name.clone()), KeyValue::new("saga.version", i64::from(*version))];
+        metrics.unclaimable.record(now.contains(definition).into(), &attributes);
+        if !before.contains(definition) {
+            tracing::warn!(
+                name,
+                version,
+                "sagas are due that no living worker has registered: keep the code of a version until its last saga has ended"
+            );
+        }
+    }
+    *before = now;
 }

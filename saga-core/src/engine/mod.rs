@@ -11,6 +11,7 @@ mod messages;
 mod metrics;
 mod outcomes;
 mod sagas;
+mod unread;
 mod worker;
 
 pub use config::Config;
@@ -43,6 +44,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use unread::Unread;
 
 /// For what was told to stop at once.
 const A_MOMENT: Duration = Duration::from_secs(1);
@@ -206,6 +208,7 @@ impl EngineBuilder {
             in_memory: Mutex::default(),
             slots: Arc::new(Semaphore::new(self.config.sagas)),
             attempts: Semaphore::new(self.config.attempts),
+            unread: Unread::default(),
             quarantine: Arc::new(Semaphore::new(drive::QUARANTINE as usize)),
             outcomes: Outcomes::default(),
             tracing: Tracing::default(),
@@ -233,7 +236,6 @@ impl EngineBuilder {
             shared.spawn(worker::find_work(shared.clone()));
             shared.spawn(worker::bring_mail(shared.clone()));
             shared.spawn(worker::take_over_from_the_dead(shared.clone()));
-            shared.spawn(worker::warn_of_the_unclaimable(shared.clone()));
             shared.spawn(metrics::take_census(shared.clone()));
         }
         let mut engine = Engine { shared: shared.clone(), replies: None };
@@ -262,6 +264,8 @@ pub(crate) struct Shared {
     attempts: Semaphore,
     /// Room for one saga that may be what kills its workers.
     quarantine: Arc<Semaphore>,
+    /// What this release cannot read.
+    unread: Unread,
     outcomes: Outcomes,
     tracing: Tracing,
     metrics: Metrics,

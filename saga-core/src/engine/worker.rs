@@ -4,18 +4,21 @@
 //! ends because the store fails.
 
 use super::{
-    Mailbox, Place, Shared,
+    Place, Shared,
     drive::{Drive, QUARANTINE},
     journal,
     lease::Lease,
+    unread,
 };
 use crate::{
     WorkerId,
-    machine::{Event, Status},
-    store::{Append, DefinitionId, Hint, Record, Ripe, StoreError, Then},
+    store::{DefinitionId, Hint, Record, Ripe, StoreError},
 };
 use futures::future::join_all;
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, broadcast::error::RecvError, watch},
     time::{Instant, sleep, sleep_until},
@@ -25,6 +28,9 @@ use tokio::{
 const AT_A_TIME: usize = 500;
 /// How many messages are fetched at a time.
 const MAIL_AT_A_TIME: usize = 1000;
+
+/// Between two looks for the dead, at most.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Registers a new identity with the store.
 pub(crate) async fn join(shared: &Shared) -> Result<Lease, StoreError> {
@@ -95,10 +101,16 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
                 Ok(claimed) => {
                     more = claimed.len() == room.len();
                     let slots = room.drain(..claimed.len().min(room.len()));
-                    let lost =
-                        claimed.into_iter().zip(slots).filter_map(|(record, slot)| run(&shared, &lease, record, slot));
+                    let (mut lost, mut left) = (vec![], false);
+                    for (record, slot) in claimed.into_iter().zip(slots) {
+                        match run(&shared, &lease, record, slot) {
+                            Claimed::Runs => {}
+                            Claimed::Lost(drive) => lost.push(*drive),
+                            Claimed::Left => left = true,
+                        }
+                    }
                     // What was put back would be claimed again at once, for its mail.
-                    more &= isolate(&shared, lost.collect()).await;
+                    more &= isolate(&shared, lost).await && !left;
                     if more && *ripe == Ripe::Mailed {
                         shared.mailed.store(true, Ordering::Release);
                     }
@@ -140,29 +152,39 @@ async fn room(shared: &Shared) -> Vec<OwnedSemaphorePermit> {
     room
 }
 
-/// Runs a claimed saga, but not one that was lost with its last worker: that is answered.
-fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphorePermit) -> Option<Drive> {
+/// What became of a claimed saga.
+enum Claimed {
+    Runs,
+    /// A worker died with it: how it runs is decided together with the others.
+    Lost(Box<Drive>),
+    /// It cannot be run here.
+    Left,
+}
+
+fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphorePermit) -> Claimed {
     let definition = DefinitionId { name: record.name.clone(), version: record.version };
     let Some(process) = shared.processes.get(&definition) else {
         // The store answered with what was not asked for. The next round gives it back.
         tracing::error!(?definition, "claimed a saga of an unknown definition");
-        return None;
+        return Claimed::Left;
     };
     let (place, mailbox) = Place::take(shared, record.saga, slot);
     let (ended, _) = watch::channel(None);
     match journal::decode(&record.journal) {
         Ok(events) => {
+            shared.unread.forget(record.saga);
             let drive = Drive::new(process.clone(), lease.clone(), record, &events, mailbox, ended, place);
             if drive.was_lost() {
-                return Some(drive);
+                return Claimed::Lost(Box::new(drive));
             }
             shared.spawn_drive(drive.run());
+            Claimed::Runs
         }
         Err(error) => {
-            shared.spawn_drive(park_unread(shared.clone(), lease.clone(), record, error, (mailbox, place)));
+            shared.spawn_drive(unread::leave(shared.clone(), lease.clone(), record, error, (mailbox, place)));
+            Claimed::Left
         }
     }
-    None
 }
 
 /// Of the suspects one runs at a time in a process, and no other saga beside it that was lost: the others are put back before it begins, so that they are not lost with it. Whether there
@@ -179,37 +201,12 @@ async fn isolate(shared: &Shared, lost: Vec<Drive>) -> bool {
         }
     }
     let none = put_back.is_empty();
+    if !running.is_empty() {
+        tracing::info!(sagas = running.len(), "taking over from workers that were lost");
+    }
     join_all(put_back).await;
     running.into_iter().for_each(|drive| shared.spawn_drive(drive.run()));
     none
-}
-
-/// What happened to the saga is not known here, so nothing can be decided about it: its row is marked, its journal is left as it is. A person
-/// has to bring a version of the library that can read it.
-async fn park_unread(
-    shared: Arc<Shared>,
-    lease: Lease,
-    record: Record,
-    error: serde_json::Error,
-    _place: (Mailbox, Place),
-) {
-    tracing::error!(saga = %record.saga, %error, "the journal cannot be read by this version of the library: parking the saga");
-    // What was said to the saga is noted for whoever can read on.
-    let unheard = record.mail.iter().map(|mail| {
-        let reason = format!("by a version that cannot read this journal: {}", String::from_utf8_lossy(&mail.body));
-        Event::Refused { reason }
-    });
-    let unheard: Vec<Event> = unheard.collect();
-    let mark = Append {
-        saga: record.saga,
-        epoch: record.epoch,
-        seq: i32::try_from(record.journal.len() + 1).unwrap_or(i32::MAX),
-        entry: if unheard.is_empty() { None } else { journal::encode(&unheard).ok() },
-        read: record.mail.into_iter().map(|mail| mail.message).collect(),
-        status: Some(Status::Parked),
-        then: Then::Release { due_in: None },
-    };
-    let _ = shared.committer.append(&lease, mark).await;
 }
 
 /// Gives back what the store says is owned here and is not in memory: the answer to a claim or a start was lost.
@@ -266,7 +263,7 @@ pub(crate) async fn take_over_from_the_dead(shared: Arc<Shared>) {
             Err(error) => tracing::warn!(%error, "cannot sweep"),
         }
         // Workers that started together spread out.
-        sleep(shared.config.lease.mul_f64(0.25 + 0.25 * fastrand::f64())).await;
+        sleep((shared.config.lease / 4).min(LOOK).mul_f64(0.75 + 0.5 * fastrand::f64())).await;
     }
 }
 
@@ -290,21 +287,5 @@ pub(crate) async fn follow_hints(shared: Arc<Shared>) {
             }
             Err(RecvError::Closed) => return,
         }
-    }
-}
-
-/// Says at the start which due sagas nobody can run.
-pub(crate) async fn warn_of_the_unclaimable(shared: Arc<Shared>) {
-    match shared.store.unclaimable().await {
-        Ok(definitions) => {
-            for DefinitionId { name, version } in definitions {
-                tracing::warn!(
-                    name,
-                    version,
-                    "sagas are due that no worker has registered: keep the code of a version until its last saga has ended"
-                );
-            }
-        }
-        Err(error) => tracing::warn!(%error, "cannot look for unclaimable sagas"),
     }
 }

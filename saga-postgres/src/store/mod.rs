@@ -546,6 +546,13 @@ impl Store for PgStore {
         rows.iter().map(read).collect()
     }
 
+    async fn reads(&self, definition: &DefinitionId) -> Result<u32, StoreError> {
+        let sql = self.query(&self.queries().readers).bind(&definition.name).bind(version(definition.version)?);
+        let rows = self.rows(sql).await?;
+        let newest = rows.first().map(|row| column::<Option<i32>>(row, "reads")).transpose()?.flatten();
+        Ok(newest.unwrap_or_default().unsigned_abs())
+    }
+
     async fn unclaimable(&self) -> Result<Vec<DefinitionId>, StoreError> {
         let rows = self.rows(self.query(&self.queries().unclaimable)).await?;
         rows.iter()
