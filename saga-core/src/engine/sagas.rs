@@ -230,7 +230,7 @@ impl<S: Saga> Sagas<S> {
         self.definition.as_ref().map_err(Clone::clone)?;
         let input = Encoded::of(input)?;
         self.fits(input.as_str())?;
-        // Some types write what they cannot read (a NaN, a deep tree): no step could ever read it.
+        // Some types write what they cannot read (a deep tree, say): no step could ever read it.
         input.decode::<S::Input>()?;
         let saga = SagaId::generate();
         let name = format!("saga start {}", S::NAME);
