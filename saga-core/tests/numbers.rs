@@ -303,10 +303,16 @@ async fn an_output_that_is_not_a_number_is_its_own_steps_error() {
         panic!("it is not parked")
     };
     assert_eq!(why.step.as_deref(), Some("rate"));
-    assert!(why.reason.ends_with("cannot be written as JSON: JSON has no number for inf"), "{why}");
+    assert!(
+        why.reason.ends_with("cannot be written as JSON: JSON has no number for inf, and it cannot be read again"),
+        "{why}"
+    );
     let refused = broken.submit("by NaN", f64::NAN).await.unwrap_err();
     assert!(matches!(refused, Error::Codec(_)), "{refused}");
-    assert_eq!(refused.to_string(), "f64 cannot be written as JSON: JSON has no number for NaN");
+    assert_eq!(
+        refused.to_string(),
+        "f64 cannot be written as JSON: JSON has no number for NaN, and it cannot be read again"
+    );
 }
 
 command!(Quote(f64) -> f64, "bank.quote.v1");
@@ -337,9 +343,16 @@ async fn a_command_or_a_reply_that_is_not_a_number_is_an_error_where_it_is_made(
     assert_eq!(outcome(0.25).await.unwrap(), Outcome::Completed(2.0));
     // Not sent, and no attempt follows: a person has to look.
     let Outcome::Parked(why) = outcome(0.0).await.unwrap() else { panic!("it is not parked") };
-    assert!(why.reason.ends_with("Quote cannot be written as JSON: JSON has no number for inf"), "{why}");
+    assert!(
+        why.reason
+            .ends_with("Quote cannot be written as JSON: JSON has no number for inf, and it cannot be read again"),
+        "{why}"
+    );
     // Nothing happened: what the participant wrote was rolled back.
     let Outcome::RolledBack(why) = outcome(-1.0).await.unwrap() else { panic!("it is not rolled back") };
-    assert_eq!(why.to_string(), "quote: f64 cannot be written as JSON: JSON has no number for NaN");
+    assert_eq!(
+        why.to_string(),
+        "quote: f64 cannot be written as JSON: JSON has no number for NaN, and it cannot be read again"
+    );
     bank.stop().await;
 }

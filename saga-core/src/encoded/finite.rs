@@ -21,7 +21,7 @@ pub(super) struct Finite;
 fn check(float: f64) -> Result<(), Error> {
     match float.is_finite() {
         true => Ok(()),
-        false => Err(Error::custom(format_args!("JSON has no number for {float}"))),
+        false => Err(Error::custom(format_args!("JSON has no number for {float}, and it cannot be read again"))),
     }
 }
 
