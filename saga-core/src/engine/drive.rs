@@ -8,7 +8,7 @@ use super::{
     attempt::{Attempt, Limits},
     journal,
     lease::Lease,
-    sagas::Ended,
+    outcome::Ended,
 };
 use crate::{
     Encoded, SagaId,
