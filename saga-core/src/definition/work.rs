@@ -152,13 +152,22 @@ where
                     Err(error) => Outcome::Broken(error.to_string()),
                 },
                 Err(error) => match error.class().unwrap_or_else(|| S::classify(error.source())) {
-                    Class::Retry => Outcome::Retry(error.to_string()),
                     Class::Fail => Outcome::Fail(error.to_string()),
+                    Class::Retry | Class::Unknown if waits_in_step(error.source()) => {
+                        Outcome::Broken(error.to_string())
+                    }
+                    Class::Retry => Outcome::Retry(error.to_string()),
                     Class::Unknown => Outcome::Unknown(error.to_string()),
                 },
             }
         })
     })
+}
+
+/// Whether the step's own code is at fault, and would be each time.
+fn waits_in_step(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .any(|error| matches!(error.downcast_ref(), Some(crate::Error::WaitsInStep { .. })))
 }
 
 pub(crate) fn undo<S, A, T, F, Fut>(undo: F) -> Undo<S::Deps>

@@ -1,6 +1,6 @@
 //! One attempt of a step or a compensation: its limits, its span, and how it ended.
 
-use super::{Shared, lease::Lease};
+use super::{Shared, here, lease::Lease};
 use crate::{SagaId, error::panic_message, message::Op, trace};
 use opentelemetry::{
     Context, KeyValue, StringValue,
@@ -40,6 +40,7 @@ impl Limits {
         let lease = self.lease;
         // The process may stand still before the task begins: only what is looked at there counts.
         let work = async move { if lease.holds() { Some(work.await) } else { None } };
+        let work = here::within(Arc::downgrade(&self.shared), self.name.clone(), work);
         let work = AbortOnDropHandle::new(self.shared.drives.spawn(work.with_context(span.clone())));
         let attempt = match timeout(allowed, work).await {
             Ok(Ok(Some(outcome))) => Attempt::Ended(outcome),

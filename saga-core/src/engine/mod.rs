@@ -4,6 +4,7 @@ mod attempt;
 mod committer;
 mod config;
 mod drive;
+mod here;
 mod journal;
 mod lease;
 mod messages;
@@ -73,8 +74,9 @@ impl Engine {
     /// Waits until a saga has ended or is parked, wherever it runs, and gives its output as it was written: for whoever does not know its type. Its definition has to be registered here.
     ///
     /// # Errors
-    /// [`Error::NoSuchSaga`]; [`Error::NotRegistered`], which names the version; [`Error::Journal`]; [`Error::Store`].
+    /// [`Error::NoSuchSaga`]; [`Error::NotRegistered`], which names the version; [`Error::WaitsInStep`] in a step of this engine; [`Error::Journal`]; [`Error::Store`].
     pub async fn outcome(&self, saga: SagaId) -> Result<Outcome<Encoded>, Error> {
+        self.shared.may_wait(saga)?;
         let shape = |record: &Record| {
             let found = || format!("{} v{}", record.name, record.version);
             self.shared.shape_of(record).ok_or_else(|| Error::NotRegistered { saga, found: found() })

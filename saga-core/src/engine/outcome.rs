@@ -1,6 +1,6 @@
 //! How a saga ended: read from its journal, by the shape of its definition.
 
-use super::{Shared, journal, sagas::Error};
+use super::{Shared, here, journal, sagas::Error};
 use crate::{
     Encoded, SagaId,
     definition::{Graph, StepIndex},
@@ -156,6 +156,17 @@ impl Shared {
             if let Some(ended) = self.told(saga, &shape).await?.ended() {
                 return Ok(ended);
             }
+        }
+    }
+
+    /// Refuses to let a step wait for another saga of its own engine: while it waits it holds a place that the other one may need.
+    pub(crate) fn may_wait(self: &Arc<Self>, saga: SagaId) -> Result<(), Error> {
+        match here::step_of(self) {
+            Some(step) => {
+                tracing::warn!(%saga, step, "the step waits for the outcome of another saga of its own engine: it is refused");
+                Err(Error::WaitsInStep { step, saga })
+            }
+            None => Ok(()),
         }
     }
 }

@@ -98,6 +98,17 @@ pub enum Error {
         /// Name and version in the store.
         found: String,
     },
+    /// A step waits for the outcome of another saga of its own engine. While it waits it holds a place in memory and one of the attempts, which the other saga
+    /// may need: when enough steps do that, nothing moves any more.
+    #[error(
+        "step `{step}` waits for the outcome of saga {saga}, and holds a place meanwhile which that saga may need: start it, look with `history` whether it has ended, and return `StepError::retry` until it has"
+    )]
+    WaitsInStep {
+        /// The step that called.
+        step: String,
+        /// The saga that it wanted to wait for.
+        saga: SagaId,
+    },
     /// The stored graph of a version is another one.
     #[error(
         "saga `{name}` version {version} was registered before with another graph: change the version together with the graph\nregistered:\n{stored}\nnow:\n{now}"
@@ -338,12 +349,16 @@ impl<S: Saga> Started<S> {
 
     /// Waits until the saga has ended or is parked, wherever it runs. Dropped meanwhile, it changes nothing.
     ///
+    /// Not in a step: while that waits it holds a place which the other saga may need, so it is refused, and parks the saga whose step it is. There, start the saga, look whether it [has ended](History::outcome), and return
+    /// [`StepError::retry`](crate::StepError::retry) until it has, under a policy that is patient enough. A saga of another engine may be waited for.
+    ///
     /// A saga of another version of this type is waited for and read as well, if that version is registered here.
     ///
     /// # Errors
-    /// [`Error::NoSuchSaga`]; [`Error::WrongDefinition`] when the saga is of another type, or of a version that is not registered here;
+    /// [`Error::NoSuchSaga`]; [`Error::WaitsInStep`] in a step of the same engine; [`Error::WrongDefinition`] when the saga is of another type, or of a version that is not registered here;
     /// [`Error::Codec`] when its output is not an `S::Output`; [`Error::Store`].
     pub async fn outcome(&self) -> Result<Outcome<S::Output>, Error> {
+        self.sagas.shared.may_wait(self.saga)?;
         if let Some(ended) = &self.ended
             && let Ok(ended) = ended.clone().wait_for(Option::is_some).await
             && let Some(ended @ (Ended::Completed(_) | Ended::RolledBack(_))) = ended.clone()
