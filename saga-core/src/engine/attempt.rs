@@ -17,6 +17,8 @@ pub(super) struct Limits {
     pub(super) lease: Lease,
     pub(super) trace: Context,
     pub(super) saga: SagaId,
+    /// The definition's name.
+    pub(super) of: StringValue,
     /// The step's.
     pub(super) name: StringValue,
     pub(super) op: Op,
@@ -57,7 +59,7 @@ impl Limits {
             Attempt::NotBegun => None,
         };
         if let Some((outcome, error)) = told {
-            self.shared.metrics.attempt(&self.name, self.op, outcome, began.elapsed());
+            self.shared.metrics.attempt(&self.of, &self.name, self.op, outcome, began.elapsed());
             if let Some(error) = error {
                 trace::failed(&span, &error);
             }

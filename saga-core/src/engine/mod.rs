@@ -9,6 +9,7 @@ mod journal;
 mod lease;
 mod messages;
 mod metrics;
+mod news;
 mod outcome;
 mod outcomes;
 mod sagas;
