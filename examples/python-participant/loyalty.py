@@ -141,7 +141,7 @@ def barrier(db, command, work, payload):
         return "fail", error("the undo came first")
     db.execute("SAVEPOINT work")
     try:
-        outcome, reply = "success", json.dumps(work(db, command, payload))
+        outcome, reply = "success", json.dumps(work(db, command, payload), allow_nan=False)  # JSON has no NaN
     except Refused as no:
         db.execute("ROLLBACK TO work")  # what the work wrote goes, the row stays
         outcome, reply = "fail", error(no)

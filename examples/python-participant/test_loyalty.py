@@ -211,6 +211,18 @@ class Work(Case):
             self.assertEqual(self.answer(self.saga), ("unknown", {"error": "internal error"}))
             self.assertEqual((self.balance(), self.barrier()), (0, []))
 
+    def test_numbers_come_back_as_they_were_sent(self):
+        loyalty.WORK["do", "loyalty.award.v1"] = (loyalty.read_json, lambda _db, _command, payload: payload)
+        self.addCleanup(loyalty.WORK.__setitem__, ("do", "loyalty.award.v1"), (loyalty.read_award, loyalty.award))
+        largest, smallest = str(2**128 - 1), str(-(2**127))
+        numbers = f"[{largest}, {smallest}, 0.1, -0.0, 5e-324, 2.225073858507201e-308, 1.7976931348623157e+308]"
+        self.assertEqual(self.send(self.saga, value=numbers.encode())[0][2], numbers)
+
+    def test_what_json_has_no_number_for_is_not_answered(self):
+        self.work(lambda _db, _command, _payload: {"balance": float("nan")})
+        self.assertEqual(self.answer(self.saga), ("unknown", {"error": "internal error"}))
+        self.assertEqual((self.balance(), self.barrier()), (0, []))
+
     def test_a_locked_database_is_waited_for(self):
         self.answer(str(uuid.uuid4()))
         self.participant.db.execute("PRAGMA busy_timeout = 10")

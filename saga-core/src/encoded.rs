@@ -1,3 +1,6 @@
+mod finite;
+
+use finite::Finite;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 use serde_json::value::RawValue;
 use std::{collections::BTreeMap, fmt, sync::Arc};
@@ -6,6 +9,9 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 ///
 /// Implemented for every such type. A payload is written once, when it comes into being, and what is read
 /// later is always that text: a retry, another node and a compensation all see the same bytes.
+///
+/// Every number of serde's is read back bit for bit. JSON has no NaN and no infinity: a payload with one of them is refused
+/// where it is written.
 pub trait Payload: Serialize + DeserializeOwned + Send + Sync + 'static {}
 
 impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Payload for T {}
@@ -27,13 +33,27 @@ impl Encoded {
     /// Writes a payload.
     ///
     /// # Errors
-    /// When the type's `Serialize` refuses, or a map has keys that are no strings.
+    /// When the type's `Serialize` refuses, a map has keys that are no strings, or a number is a NaN or infinite.
     pub fn of<T: Serialize>(value: &T) -> Result<Self, CodecError> {
-        serde_json::value::to_raw_value(value).map(|raw| Self(raw.into())).map_err(|source| CodecError {
-            what: std::any::type_name::<T>(),
-            done: "written",
-            source,
-        })
+        let written = serde_json::value::to_raw_value(value).and_then(|raw| {
+            // What is not finite was written as `null`; where there is none, there is nothing to look for.
+            if raw.get().contains("null") {
+                value.serialize(Finite)?;
+            }
+            Ok(Self(raw.into()))
+        });
+        written.map_err(|source| CodecError { what: std::any::type_name::<T>(), done: "written", source })
+    }
+
+    /// Writes a payload that has to be readable as what it was: some types write what they cannot read (a deep tree, say), and that is better known
+    /// where it is written than where it is read.
+    ///
+    /// # Errors
+    /// As [`of`](Self::of) and [`decode`](Self::decode).
+    pub(crate) fn of_readable<T: Serialize + DeserializeOwned>(value: &T) -> Result<Self, CodecError> {
+        let written = Self::of(value)?;
+        written.decode::<T>()?;
+        Ok(written)
     }
 
     /// JSON's `null`: what `()` is written as.

@@ -92,10 +92,10 @@ async fn the_engine_counts_its_sagas_and_their_attempts() {
         ("saga.ended saga.name=order saga.outcome=rolled_back", 1.0),
         ("saga.parked saga.name=order", 1.0),
         ("saga.started saga.name=order", 4.0),
-        ("saga.step.duration saga.op=do saga.outcome=fail saga.step=pay", 1.0),
-        ("saga.step.duration saga.op=do saga.outcome=retry saga.step=pay", 2.0),
-        ("saga.step.duration saga.op=do saga.outcome=success saga.step=pay", 2.0),
-        ("saga.step.duration saga.op=do saga.outcome=unknown saga.step=pay", 2.0),
+        ("saga.step.duration saga.name=order saga.op=do saga.outcome=fail saga.step=pay", 1.0),
+        ("saga.step.duration saga.name=order saga.op=do saga.outcome=retry saga.step=pay", 2.0),
+        ("saga.step.duration saga.name=order saga.op=do saga.outcome=success saga.step=pay", 2.0),
+        ("saga.step.duration saga.name=order saga.op=do saga.outcome=unknown saga.step=pay", 2.0),
     ];
     let mut found = exported(&exporter);
     let oldest = found.remove("saga.oldest saga.name=order").unwrap();

@@ -48,10 +48,11 @@ impl Saga for OrderSaga {
     type Deps = Shop;
 
     fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, ()> {
-        let for_minutes = patiently().elapsed(Duration::from_secs(120));
+        let for_minutes = patiently().elapsed(Duration::from_secs(600));
 
         saga.compensatable("place-order").run(place_order).compensate(cancel_order);
         saga.compensatable("reserve-stock")
+            .retry(for_minutes)
             .timeout(Duration::from_secs(5))
             .run(reserve_stock)
             .compensate(release_stock);
@@ -73,10 +74,11 @@ impl Saga for OrderSagaOverKafka {
     type Deps = Shop;
 
     fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, ()> {
-        let for_minutes = patiently().elapsed(Duration::from_secs(120));
+        let for_minutes = patiently().elapsed(Duration::from_secs(600));
 
         saga.compensatable("place-order").run(place_order).compensate(cancel_order);
         saga.compensatable("reserve-stock")
+            .retry(for_minutes)
             .command(|PlaceOrder { product_id, quantity, .. }| ReserveStock { product_id, quantity })
             .compensate_command(|_, _| ReleaseStock {});
         saga.pivot("charge-payment")

@@ -37,15 +37,21 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Thirty seconds an attempt; five attempts from 200 ms on for a step that can still be undone, and some
-    /// twenty minutes (25 attempts) for what can only go forward: retriable steps and compensations.
+    /// Thirty seconds an attempt, and so many attempts that whoever does the work may be away for minutes, however soon each of them fails.
+    /// The guide has what they come to in time.
     pub(crate) const fn of_step(kind: Kind) -> Self {
         match kind {
             Kind::Retriable => Self::persistent(),
-            _ => Self { retry: Retry::exponential(Duration::from_millis(200)), timeout: Duration::from_secs(30) },
+            // 47 pauses of 5 to 10 minutes in all, and none so long that the saga sleeps on for long when its participant is back.
+            // Bounded by attempts, not by time: an outage of the engine itself is no reason to give up.
+            Kind::EffectFree | Kind::Compensatable | Kind::Pivot => Self {
+                retry: Retry::exponential(Duration::from_millis(200)).longest(Duration::from_secs(15)).attempts(48),
+                timeout: Duration::from_secs(30),
+            },
         }
     }
 
+    /// For what can only go forward, retriable steps and compensations: 24 pauses of 8 to 16 minutes in all.
     pub(crate) const fn persistent() -> Self {
         Self { retry: Retry::exponential(Duration::from_millis(200)).attempts(25), timeout: Duration::from_secs(30) }
     }
@@ -325,6 +331,28 @@ mod tests {
             refused(vec![node("a", Pivot, &[]), node("b", Compensatable, &[])])
                 .contains("nothing effectful runs beside it")
         );
+    }
+
+    /// All pauses of a policy, with the least jitter and with the most.
+    fn pauses(retry: Retry) -> [Duration; 2] {
+        [0.0, 1.0].map(|jitter| (1..).map_while(|made| retry.delay(made, Duration::ZERO, jitter)).sum())
+    }
+
+    #[test]
+    fn the_default_pauses_come_to_what_the_guide_says() {
+        let ms = Duration::from_millis;
+        // 0.2 s + 0.4 s + .. + 12.8 s = 25.4 s in 7 pauses, and 40 of 15 s; each at least half of that.
+        let five_to_ten_minutes = [ms(312_700), ms(625_400)];
+        // 0.2 s + 0.4 s + .. + 51.2 s = 102.2 s in 9 pauses, and 15 of 60 s.
+        let eight_to_sixteen = [ms(501_100), ms(1_002_200)];
+        for kind in [Kind::EffectFree, Kind::Compensatable, Kind::Pivot] {
+            assert_eq!(pauses(Policy::of_step(kind).retry), five_to_ten_minutes, "{kind}");
+        }
+        assert_eq!(pauses(Policy::of_step(Kind::Retriable).retry), eight_to_sixteen);
+        assert_eq!(pauses(node("a", Kind::Compensatable, &[]).compensation.retry), eight_to_sixteen);
+        // What is stated is as long as it is stated.
+        assert_eq!(pauses(Retry::exponential(ms(200))), [ms(1500), ms(3000)]);
+        assert_eq!(pauses(Retry::fixed(ms(1000))), [ms(2000), ms(4000)]);
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl Sending {
         let body = move |arguments: &Arguments, output: Option<&Encoded>| {
             let command = catch_unwind(AssertUnwindSafe(|| body(arguments, output)))
                 .map_err(|panic| format!("making the command panicked: {}", panic_message(&*panic)))?;
-            command.and_then(|command| Encoded::of(&command)).map_err(|error| error.to_string())
+            command.and_then(|command| Encoded::of_readable(&command)).map_err(|error| error.to_string())
         };
         let check = |reply: &Encoded| reply.decode::<C::Reply>().map(|_| ());
         Self { kind: C::TYPE, topic: C::TOPIC, body: Box::new(body), check }
@@ -146,19 +146,28 @@ where
                 Err(error) => return Outcome::Broken(error.to_string()),
             };
             match run(cx, input, reads).await {
-                // Some types write what they cannot read (a NaN, a deep tree): it has to show here, where it can be undone.
-                Ok(output) => match Encoded::of(&output).and_then(|output| output.decode::<T>().map(|_| output)) {
+                // What cannot be read again has to show here, where it can be undone.
+                Ok(output) => match Encoded::of_readable(&output) {
                     Ok(output) => Outcome::Success(output),
                     Err(error) => Outcome::Broken(error.to_string()),
                 },
                 Err(error) => match error.class().unwrap_or_else(|| S::classify(error.source())) {
-                    Class::Retry => Outcome::Retry(error.to_string()),
                     Class::Fail => Outcome::Fail(error.to_string()),
+                    Class::Retry | Class::Unknown if waits_in_step(error.source()) => {
+                        Outcome::Broken(error.to_string())
+                    }
+                    Class::Retry => Outcome::Retry(error.to_string()),
                     Class::Unknown => Outcome::Unknown(error.to_string()),
                 },
             }
         })
     })
+}
+
+/// Whether the step's own code is at fault, and would be each time.
+fn waits_in_step(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .any(|error| matches!(error.downcast_ref(), Some(crate::Error::WaitsInStep { .. })))
 }
 
 pub(crate) fn undo<S, A, T, F, Fut>(undo: F) -> Undo<S::Deps>

@@ -1,6 +1,6 @@
 //! One attempt of a step or a compensation: its limits, its span, and how it ended.
 
-use super::{Shared, lease::Lease};
+use super::{Shared, here, lease::Lease};
 use crate::{SagaId, error::panic_message, message::Op, trace};
 use opentelemetry::{
     Context, KeyValue, StringValue,
@@ -17,6 +17,8 @@ pub(super) struct Limits {
     pub(super) lease: Lease,
     pub(super) trace: Context,
     pub(super) saga: SagaId,
+    /// The definition's name.
+    pub(super) of: StringValue,
     /// The step's.
     pub(super) name: StringValue,
     pub(super) op: Op,
@@ -40,6 +42,7 @@ impl Limits {
         let lease = self.lease;
         // The process may stand still before the task begins: only what is looked at there counts.
         let work = async move { if lease.holds() { Some(work.await) } else { None } };
+        let work = here::within(Arc::downgrade(&self.shared), self.name.clone(), work);
         let work = AbortOnDropHandle::new(self.shared.drives.spawn(work.with_context(span.clone())));
         let attempt = match timeout(allowed, work).await {
             Ok(Ok(Some(outcome))) => Attempt::Ended(outcome),
@@ -56,7 +59,7 @@ impl Limits {
             Attempt::NotBegun => None,
         };
         if let Some((outcome, error)) = told {
-            self.shared.metrics.attempt(&self.name, self.op, outcome, began.elapsed());
+            self.shared.metrics.attempt(&self.of, &self.name, self.op, outcome, began.elapsed());
             if let Some(error) = error {
                 trace::failed(&span, &error);
             }

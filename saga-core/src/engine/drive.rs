@@ -8,7 +8,8 @@ use super::{
     attempt::{Attempt, Limits},
     journal,
     lease::Lease,
-    sagas::Ended,
+    news::{News, is_backward},
+    outcome::Ended,
 };
 use crate::{
     Encoded, SagaId,
@@ -75,6 +76,9 @@ pub(crate) struct Drive {
     /// Commands that were published and have no reply yet.
     awaited: Vec<Awaited>,
     ended: watch::Sender<Option<Ended>>,
+    /// What the log says when the append under way is written, and whether it knows already that the saga turned back.
+    news: Vec<News>,
+    turned_back: bool,
     _place: Place,
     /// Held by a saga that a worker died with, until it has made progress or has run for as long as a lease without harm: a share of it, or, by a suspect, all of it.
     quarantine: Option<(OwnedSemaphorePermit, Instant)>,
@@ -145,9 +149,12 @@ impl Drive {
             lease,
             mailbox,
             ended,
+            news: vec![],
+            turned_back: false,
             _place: place,
             quarantine: None,
         };
+        drive.turned_back = is_backward(&drive.state);
         if record.lapses > drive.state.lapses() {
             drive.take(Input::Lapsed { total: record.lapses, survived: drive.survived.clone() });
         }
@@ -491,6 +498,7 @@ impl Drive {
             lease: self.lease.clone(),
             trace: self.trace.clone(),
             saga: self.saga,
+            of: self.name.clone(),
             name: self.process.graph().node(step).name.clone().into(),
             op,
             number,
@@ -594,6 +602,7 @@ impl Drive {
         // Events hold text and numbers only, which JSON can always express.
         let entry = if events.is_empty() { None } else { journal::encode(&events).ok() };
         let status = self.state.status();
+        self.news = News::of(&self.state, self.process.graph(), self.status, self.turned_back);
         Some(Append {
             saga: self.saga,
             epoch: self.epoch,
@@ -637,6 +646,10 @@ impl Drive {
         if self.state.lapses_without_progress() == 0 {
             self.quarantine = None;
         }
+        for news in std::mem::take(&mut self.news) {
+            self.turned_back |= matches!(news, News::TurnedBack(_));
+            news.tell(self.saga, &self.name);
+        }
         if let Some(status) = append.status {
             self.status = status;
             self.shared.metrics.ended(&self.name, status, Duration::from_millis(self.now()));
@@ -666,7 +679,9 @@ impl Drive {
         if parking_was_refused {
             let then = Then::Release { due_in: None };
             let mark = Append { entry: None, read: vec![], then, ..append.clone() };
-            let _ = self.shared.committer.append(&self.lease, mark).await;
+            if let Ok(Ok(Appended::Written)) = self.shared.committer.append(&self.lease, mark).await {
+                self.news.drain(..).for_each(|news| news.tell(self.saga, &self.name));
+            }
             return None;
         }
         let record = self.shared.reread(&self.lease, self.saga).await?;

@@ -69,9 +69,17 @@ impl Metrics {
         self.duration.record(age.as_secs_f64(), &attributes);
     }
 
-    pub(crate) fn attempt(&self, step: &StringValue, op: Op, outcome: &'static str, took: Duration) {
+    pub(crate) fn attempt(
+        &self,
+        name: &StringValue,
+        step: &StringValue,
+        op: Op,
+        outcome: &'static str,
+        took: Duration,
+    ) {
         let op = if op == Op::Do { "do" } else { "undo" };
         let attributes = [
+            KeyValue::new("saga.name", name.clone()),
             KeyValue::new("saga.step", step.clone()),
             KeyValue::new("saga.op", op),
             KeyValue::new("saga.outcome", outcome),

@@ -5,20 +5,24 @@ mod committer;
 mod config;
 mod drive;
 mod heart;
+mod here;
 mod journal;
 mod lease;
 mod messages;
 mod metrics;
+mod news;
+mod outcome;
 mod outcomes;
 mod sagas;
 mod unread;
 mod worker;
 
 pub use config::Config;
-pub use sagas::{Error, History, Outcome, Sagas, Started, Why};
+pub use outcome::{Outcome, Why};
+pub use sagas::{Error, History, Sagas, Started};
 
 use crate::{
-    BuildError, Definition, Saga, SagaId,
+    BuildError, Definition, Encoded, Saga, SagaId,
     definition::{Bound, Process},
     machine::Status,
     store::{self, DefinitionId, Hint, Mail, Record, Start, Store, StoreError},
@@ -32,8 +36,8 @@ use heart::Leases;
 use lease::Lease;
 use messages::Messages;
 use metrics::Metrics;
+use outcome::Ended;
 use outcomes::Outcomes;
-use sagas::Ended;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
@@ -74,6 +78,19 @@ impl Engine {
     /// The sagas of one type. The type need not be registered here: a process that only starts sagas has no use for its steps.
     pub fn sagas<S: Saga>(&self) -> Sagas<S> {
         Sagas::new(self.shared.clone())
+    }
+
+    /// Waits until a saga has ended or is parked, wherever it runs, and gives its output as it was written: for whoever does not know its type. Its definition has to be registered here.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSaga`]; [`Error::NotRegistered`], which names the version; [`Error::WaitsInStep`] in a step of this engine; [`Error::Journal`]; [`Error::Store`].
+    pub async fn outcome(&self, saga: SagaId) -> Result<Outcome<Encoded>, Error> {
+        self.shared.may_wait(saga)?;
+        let shape = |record: &Record| {
+            let found = || format!("{} v{}", record.name, record.version);
+            self.shared.shape_of(record).ok_or_else(|| Error::NotRegistered { saga, found: found() })
+        };
+        Ok(self.shared.end_of(saga, shape).await?.untyped())
     }
 
     /// Hands over: claims nothing more, starts no attempt any more, lets those under way end for as long as `grace`, journals them, and releases

@@ -1,45 +1,20 @@
-use super::{Shared, drive::Letter, journal};
+use super::{
+    Shared,
+    drive::Letter,
+    outcome::{Ended, Outcome, Shape, Told},
+};
 use crate::{
     BuildError, CodecError, Definition, Encoded, Saga, SagaId,
-    definition::{Graph, StepIndex},
-    machine::{Cause, Course, Event, State, Status, Step},
-    store::{Hint, Mail, Posted, Start, Started as Answer, StoreError},
+    definition::StepIndex,
+    machine::{Event, State, Status},
+    store::{Hint, Mail, Posted, Record, Start, Started as Answer, StoreError},
     trace::TraceContext,
     transport::TransportError,
 };
 use opentelemetry::{Context, KeyValue, trace::SpanKind};
-use std::{fmt, sync::Arc};
+use std::{fmt, marker::PhantomData, sync::Arc};
 use tokio::{sync::watch, time::timeout};
 use uuid::Uuid;
-
-/// How a saga ended, or that it waits for a person.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome<T> {
-    /// Every step succeeded.
-    Completed(T),
-    /// It turned back, and whatever had happened was undone.
-    RolledBack(Why),
-    /// It is stopped for a person: see [`Sagas::resume`] and [`Sagas::skip`].
-    Parked(Why),
-}
-
-/// Why a saga turned back or was parked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Why {
-    /// The step at which it happened; `None` when it was the saga as a whole (it was cancelled, say).
-    pub step: Option<String>,
-    /// What the step's last attempt said, or whoever stopped the saga.
-    pub reason: String,
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.step {
-            Some(step) => write!(f, "{step}: {}", self.reason),
-            None => f.write_str(&self.reason),
-        }
-    }
-}
 
 /// Why a call to the engine did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -103,8 +78,10 @@ pub enum Error {
     /// The saga has ended, nothing can be said to it any more.
     #[error("saga {0} has ended")]
     Ended(SagaId),
-    /// A saga belongs to another definition than the one that was asked about it.
-    #[error("saga {saga} is a `{found}`, not a `{expected}`")]
+    /// A saga belongs to another definition than the one that was asked about it: to another name, or to a version that this engine has not registered.
+    #[error(
+        "saga {saga} is a `{found}`, not a `{expected}`: only versions that this engine has registered can be read, and `status` of any"
+    )]
     WrongDefinition {
         /// Which saga.
         saga: SagaId,
@@ -112,6 +89,25 @@ pub enum Error {
         found: String,
         /// Name and version of the type.
         expected: String,
+    },
+    /// A saga is of a definition that this engine has not registered, so that its journal cannot be read.
+    #[error("saga {saga} is a `{found}`, which is not registered here: register it, or ask for the saga's `status`")]
+    NotRegistered {
+        /// Which saga.
+        saga: SagaId,
+        /// Name and version in the store.
+        found: String,
+    },
+    /// A step waits for the outcome of another saga of its own engine. While it waits it holds a place in memory and one of the attempts, which the other saga
+    /// may need: when enough steps do that, nothing moves any more.
+    #[error(
+        "step `{step}` waits for the outcome of saga {saga}, and holds a place meanwhile which that saga may need: start it, look with `history` whether it has ended, and return `StepError::retry` until it has"
+    )]
+    WaitsInStep {
+        /// The step that called.
+        step: String,
+        /// The saga that it wanted to wait for.
+        saga: SagaId,
     },
     /// The stored graph of a version is another one.
     #[error(
@@ -127,45 +123,6 @@ pub enum Error {
         /// The fingerprint of the definition.
         now: String,
     },
-}
-
-/// How a saga ended, with its types forgotten.
-#[derive(Clone, Debug)]
-pub(crate) enum Ended {
-    Completed(Encoded),
-    RolledBack(Why),
-    Parked(Why),
-}
-
-impl Ended {
-    pub(crate) fn of(graph: &Graph, output: StepIndex, state: &State) -> Option<Self> {
-        let name = |step: StepIndex| graph.node(step).name.to_string();
-        match (state.status(), state.course()) {
-            (Status::Completed, _) => match &state.steps()[output] {
-                Step::Succeeded(output) => Some(Self::Completed(output.clone())),
-                // The output of a completed saga's own step cannot be skipped: its skip is refused.
-                _ => None,
-            },
-            (Status::RolledBack, Course::Backward(Cause::Failed { step, error })) => {
-                Some(Self::RolledBack(Why { step: Some(name(*step)), reason: error.clone() }))
-            }
-            (Status::RolledBack, Course::Backward(Cause::Cancelled { reason })) => {
-                Some(Self::RolledBack(Why { step: None, reason: reason.clone() }))
-            }
-            (Status::Parked, _) => state
-                .parked_at()
-                .map(|(step, reason)| Self::Parked(Why { step: step.map(name), reason: reason.to_owned() })),
-            _ => None,
-        }
-    }
-
-    fn typed<S: Saga>(self) -> Result<Outcome<S::Output>, Error> {
-        Ok(match self {
-            Self::Completed(output) => Outcome::Completed(output.decode()?),
-            Self::RolledBack(why) => Outcome::RolledBack(why),
-            Self::Parked(why) => Outcome::Parked(why),
-        })
-    }
 }
 
 /// The sagas of one type in one store: to start them, to ask about them, to speak to them.
@@ -230,7 +187,7 @@ impl<S: Saga> Sagas<S> {
         self.definition.as_ref().map_err(Clone::clone)?;
         let input = Encoded::of(input)?;
         self.fits(input.as_str())?;
-        // Some types write what they cannot read (a NaN, a deep tree): no step could ever read it.
+        // Some types write what they cannot read (a deep tree, say): no step could ever read it.
         input.decode::<S::Input>()?;
         let saga = SagaId::generate();
         let name = format!("saga start {}", S::NAME);
@@ -284,12 +241,26 @@ impl<S: Saga> Sagas<S> {
         Ok(before.is_some_and(|before| before.input.means_the_same(input)))
     }
 
+    /// What it takes to read a saga's journal: of this type's own version, or of another one that is registered here.
+    fn shape_of(&self, record: &Record) -> Result<Shape, Error> {
+        if (record.name.as_str(), record.version) == (S::NAME, S::VERSION) {
+            let definition = self.definition.as_ref().map_err(Clone::clone)?;
+            return Ok(Shape { graph: definition.graph.clone(), output: definition.output });
+        }
+        let of_another_version = self.shared.shape_of(record).filter(|_| record.name == S::NAME);
+        of_another_version.ok_or_else(|| Error::WrongDefinition {
+            saga: record.saga,
+            found: format!("{} v{}", record.name, record.version),
+            expected: format!("{} v{}", S::NAME, S::VERSION),
+        })
+    }
+
     /// A handle to a saga that was started before, here or elsewhere.
     pub fn get(&self, saga: SagaId) -> Started<S> {
         Started { sagas: self.clone(), saga, ended: None, new: false }
     }
 
-    /// The saga that was started with this key.
+    /// The saga that was started with this key, whatever its version: the handle reads those that are registered here.
     ///
     /// # Errors
     /// [`Error::Store`].
@@ -378,26 +349,24 @@ impl<S: Saga> Started<S> {
 
     /// Waits until the saga has ended or is parked, wherever it runs. Dropped meanwhile, it changes nothing.
     ///
+    /// Not in a step: while that waits it holds a place which the other saga may need, so it is refused, and parks the saga whose step it is. There, start the saga, look whether it [has ended](History::outcome), and return
+    /// [`StepError::retry`](crate::StepError::retry) until it has, under a policy that is patient enough. A saga of another engine may be waited for.
+    ///
+    /// A saga of another version of this type is waited for and read as well, if that version is registered here.
+    ///
     /// # Errors
-    /// [`Error::NoSuchSaga`]; [`Error::WrongDefinition`] when the saga is of another type; [`Error::Codec`] when its output is not an `S::Output`;
-    /// [`Error::Store`].
+    /// [`Error::NoSuchSaga`]; [`Error::WaitsInStep`] in a step of the same engine; [`Error::WrongDefinition`] when the saga is of another type, or of a version that is not registered here;
+    /// [`Error::Codec`] when its output is not an `S::Output`; [`Error::Store`].
     pub async fn outcome(&self) -> Result<Outcome<S::Output>, Error> {
+        self.sagas.shared.may_wait(self.saga)?;
         if let Some(ended) = &self.ended
             && let Ok(ended) = ended.clone().wait_for(Option::is_some).await
             && let Some(ended @ (Ended::Completed(_) | Ended::RolledBack(_))) = ended.clone()
         {
-            return ended.typed::<S>();
+            return ended.typed();
         }
         // It runs elsewhere, was put back into the store, or is parked and may have been resumed since.
-        loop {
-            let ended = self.sagas.shared.outcomes.ended(&self.sagas.shared, self.saga).await?;
-            if !ended {
-                return Err(Error::NoSuchSaga(self.saga));
-            }
-            if let Some(ended) = self.history().await?.ended() {
-                return ended.typed::<S>();
-            }
-        }
+        self.sagas.shared.end_of(self.saga, |record| self.sagas.shape_of(record)).await?.typed()
     }
 
     /// Where the saga stands.
@@ -410,56 +379,47 @@ impl<S: Saga> Started<S> {
         statuses.first().copied().flatten().ok_or(Error::NoSuchSaga(self.saga))
     }
 
-    /// What has happened to the saga so far, as its journal tells it.
+    /// What has happened to the saga so far, as its journal tells it. It may be of another version of this type, if that is registered here.
     ///
     /// # Errors
     /// [`Error::NoSuchSaga`], [`Error::WrongDefinition`], [`Error::Journal`], [`Error::Store`].
     pub async fn history(&self) -> Result<History<S>, Error> {
-        let shared = &self.sagas.shared;
-        let record = shared.patiently(|| shared.store.read(self.saga)).await?.ok_or(Error::NoSuchSaga(self.saga))?;
-        if (record.name.as_str(), record.version) != (S::NAME, S::VERSION) {
-            return Err(Error::WrongDefinition {
-                saga: self.saga,
-                found: format!("{} v{}", record.name, record.version),
-                expected: format!("{} v{}", S::NAME, S::VERSION),
-            });
-        }
-        let events = journal::decode(&record.journal).map_err(|source| Error::Journal { saga: self.saga, source })?;
-        Ok(History { definition: self.sagas.definition.clone()?, events, status: record.status })
+        let told = self.sagas.shared.told(self.saga, |record| self.sagas.shape_of(record)).await?;
+        Ok(History { told, of: PhantomData })
     }
 }
 
 /// The journal of one saga. Displays as one line an event.
 pub struct History<S: Saga> {
-    definition: Arc<Definition<S>>,
-    events: Vec<Event>,
-    /// As the row says.
-    status: Status,
+    told: Told,
+    of: PhantomData<fn() -> S>,
 }
 
 impl<S: Saga> History<S> {
     /// The events, oldest first.
     pub fn events(&self) -> &[Event] {
-        &self.events
+        &self.told.events
     }
 
     /// The state that the events add up to.
     pub fn state(&self) -> State {
-        State::replay(self.definition.graph(), &self.events)
+        self.told.state()
     }
 
-    fn ended(&self) -> Option<Ended> {
-        let ended = Ended::of(self.definition.graph(), self.definition.output, &self.state());
-        let unsaid = || Why { step: None, reason: "the store took no journal entry that says why: see the log".into() };
-        ended.or_else(|| (self.status == Status::Parked).then(|| Ended::Parked(unsaid())))
+    /// How the saga ended, if it has, or that it is parked. Unlike [`Started::outcome`] it waits for nothing.
+    ///
+    /// # Errors
+    /// [`Error::Codec`] when the output is not an `S::Output`.
+    pub fn outcome(&self) -> Result<Option<Outcome<S::Output>>, Error> {
+        self.told.ended().map(Ended::typed).transpose()
     }
 }
 
 impl<S: Saga> fmt::Display for History<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let graph = self.definition.graph();
+        let graph = &*self.told.shape.graph;
         let mut state = State::new(graph);
-        for event in &self.events {
+        for event in &self.told.events {
             write!(f, "{}", event.told(graph))?;
             if matches!(event, Event::Lapsed { .. }) {
                 let agenda = state.agenda(graph);

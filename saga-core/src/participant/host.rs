@@ -209,7 +209,8 @@ impl<I: Inbox, D: Send + Sync + 'static> Participant<I, D> {
             Box::pin(async move {
                 let command = read::<C>(&message.data).map_err(StepError::fail)?;
                 let reply = handler.call(cx, tx, command).await?;
-                Encoded::of(&reply).map_err(StepError::fail)
+                // What the orchestrator could not read has to show here, where it is rolled back.
+                Encoded::of_readable(&reply).map_err(|error| StepError::fail(error.to_string()))
             })
         });
         let check = |data: &[u8]| read::<C>(data).map(drop);
