@@ -47,6 +47,8 @@ use watch::Watch;
 
 /// How many rows are changed at a time where nobody says so.
 const AT_A_TIME: i64 = 500;
+/// For how long a worker that comes back waits for rows that somebody holds.
+const LONGEST_RETURN: Duration = Duration::from_secs(2);
 /// The pause before rows are tried again that somebody held.
 const AGAIN: Duration = Duration::from_millis(20);
 
@@ -390,14 +392,15 @@ impl Store for PgStore {
 
     async fn returned(&self, worker: WorkerId) -> Result<(), StoreError> {
         let (worker, queries) = (worker.as_uuid(), self.queries());
+        let began = Instant::now();
         loop {
             for sql in [&queries.returned_owned, &queries.returned_swept] {
                 self.rows(self.query(sql).bind(worker).bind(AT_A_TIME)).await?;
             }
-            // Rows that somebody holds at this moment were passed over.
+            // Rows that somebody holds at this moment were passed over. One that is held for long lapses like any other: the worker has to go on.
             let left = self.rows(self.query(&queries.returned_left).bind(worker)).await?;
             match left.first() {
-                Some(row) if column(row, "some")? => sleep(AGAIN).await,
+                Some(row) if column(row, "some")? && began.elapsed() < LONGEST_RETURN => sleep(AGAIN).await,
                 _ => break,
             }
         }
