@@ -1,0 +1,120 @@
+//! Callers, who do not take no answer for an answer.
+
+use super::{
+    Result,
+    errand::{Errand, Fate, Order},
+    ledger::Ledger,
+    serve::Settings,
+};
+use saga_core::{Error, Outcome, Sagas, Started};
+use saga_postgres::{InTransaction, PgStore};
+use sqlx::PgPool;
+use std::{fmt::Display, future::Future, sync::Arc, time::Duration};
+use tokio::{
+    task::JoinSet,
+    time::{interval, sleep, timeout},
+};
+
+/// How long a caller waits before it asks again.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// What all callers of a node share.
+pub struct Callers {
+    pub sagas: Sagas<Errand>,
+    pub store: PgStore,
+    /// The pool of a user's own transactions.
+    pub users: PgPool,
+    pub ledger: Ledger,
+    pub settings: Settings,
+}
+
+impl Callers {
+    /// Starts as many sagas as the settings say, at their pace. Returns when all of them are known to be started.
+    pub async fn start(self: &Arc<Self>) -> Result<JoinSet<Result<()>>> {
+        let mut pace = interval(Duration::from_millis(self.settings.every));
+        let (mut starting, mut waiting) = (JoinSet::new(), JoinSet::new());
+        for number in 0..self.settings.sagas {
+            pace.tick().await;
+            let callers = self.clone();
+            starting.spawn(async move { callers.submit(number).await });
+            while let Some(started) = starting.try_join_next() {
+                waiting.spawn(self.clone().wait(started??));
+            }
+        }
+        while let Some(started) = starting.join_next().await {
+            waiting.spawn(self.clone().wait(started??));
+        }
+        Ok(waiting)
+    }
+
+    /// Asks with the same key until there is an answer: by itself, or in a transaction of the user's own.
+    async fn submit(&self, number: u64) -> Result<(String, Fate, Started<Errand>)> {
+        let key = format!("{}-{number}", self.settings.name);
+        let order = Order { number, fate: Fate::of(number) };
+        let started = match number % 3 {
+            0 => self.until_answered("submit in a transaction", || self.transaction(&key, order)).await?,
+            _ => self.until_answered("submit", || self.sagas.submit(&key, order)).await?,
+        };
+        self.ledger.promised(&key, started.id()).await?;
+        Ok((key, order.fate, started))
+    }
+
+    /// A row of the user's own and the saga: both stand, or none does.
+    async fn transaction(&self, key: &str, order: Order) -> Result<Started<Errand>> {
+        let mut tx = self.users.begin().await?;
+        let sql = sqlx::query("INSERT INTO shop.purchase VALUES ($1) ON CONFLICT DO NOTHING").bind(key);
+        sql.execute(&mut *tx).await?;
+        let started = self.sagas.submit_in(&self.store, &mut tx, key, order).await?;
+        tx.commit().await?;
+        self.store.wake();
+        Ok(started)
+    }
+
+    /// Waits for the end of a saga, after having asked to cancel it, maybe.
+    async fn wait(self: Arc<Self>, (key, fate, started): (String, Fate, Started<Errand>)) -> Result<()> {
+        if fate == Fate::MayBeCancelled {
+            sleep(Duration::from_millis(fastrand::u64(..50))).await;
+            let cancel = async || match self.sagas.cancel(started.id(), "changed my mind").await {
+                Err(Error::Ended(_)) => Ok(()),
+                done => done,
+            };
+            self.until_answered("cancel", cancel).await?;
+        }
+        let outcome = match self.outcome(&started).await {
+            Outcome::Completed(_) => "completed",
+            Outcome::RolledBack(_) => "rolled back",
+            Outcome::Parked(_) => "parked",
+        };
+        Ok(self.ledger.told(&key, outcome).await?)
+    }
+
+    /// A saga takes the time that it takes: to drop this call and make it again is not an error.
+    async fn outcome(&self, started: &Started<Errand>) -> Outcome<u64> {
+        loop {
+            if let Ok(Ok(outcome)) = timeout(self.patience(), started.outcome()).await {
+                return outcome;
+            }
+            sleep(AGAIN).await;
+        }
+    }
+
+    /// Drops a call that takes too long, as an HTTP server drops a request, and makes it again.
+    async fn until_answered<T, E, F>(&self, call: &str, make: impl Fn() -> F) -> Result<T>
+    where
+        E: Display,
+        F: Future<Output = Result<T, E>>,
+    {
+        loop {
+            match timeout(self.patience(), make()).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => self.ledger.refused(call, &error.to_string()).await?,
+                Err(_) => self.ledger.refused(call, "no answer in time").await?,
+            }
+            sleep(AGAIN).await;
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        Duration::from_secs(self.settings.patience)
+    }
+}

@@ -1,0 +1,72 @@
+//! A standby takes the place of the primary. Nothing that was acknowledged is lost: commits wait for the standby.
+
+use super::{Row, Story};
+use crate::{
+    Result,
+    place::Place,
+    proxy::Proxy,
+    stage::{STARTS_WITHIN, Stage, pool},
+    standby::{PRIMARY, Standby, postmaster, until},
+    world::World,
+};
+use rustix::process::{Signal, kill_process};
+use saga_postgres::testing::Postgres;
+use sqlx::AssertSqlSafe;
+use std::time::Duration;
+
+pub const ROWS: &[Row] = &[
+    Row { environment: "failover: the primary is killed", short: true, run: |world| Box::pin(promotion(world)) },
+    Row {
+        environment: "switch-over: connections to the old primary stay open",
+        short: true,
+        run: |world| Box::pin(switch_over(world)),
+    },
+];
+
+/// A primary with its standby, and two nodes at work through a proxy.
+async fn pair(world: &World) -> Result<(Postgres, Standby, Proxy, Stage)> {
+    let settings = PRIMARY.iter().fold(Postgres::builder(), |builder, (name, value)| builder.setting(*name, *value));
+    let primary = settings.start().await?;
+    let standby = Standby::of(&primary).await?;
+    let proxy = Proxy::to(primary.port()).await?;
+    let mut stage = Stage::open(world, Place::server(proxy.url()), &primary.url()).await?;
+    stage.migrate().await?;
+    stage.node().await?;
+    stage.node().await?;
+    stage.books.until_promised(20, STARTS_WITHIN).await?;
+    Ok((primary, standby, proxy, stage))
+}
+
+async fn promotion(world: &World) -> Result<Story> {
+    let (primary, standby, proxy, mut stage) = pair(world).await?;
+    let data = primary.data_dir().ok_or("the primary has no directory")?;
+    kill_process(postmaster(data)?, Signal::KILL)?;
+    proxy.switch_to(standby.port);
+    standby.promote().await?;
+    // Its other processes have noticed meanwhile, or will; nobody waits for them.
+    proxy.cut();
+    stage.moved_to(&standby.url());
+    Ok(Story::rough("kill -9 of the primary, its standby promoted", stage.finish().await?))
+}
+
+async fn switch_over(world: &World) -> Result<Story> {
+    let (primary, standby, proxy, mut stage) = pair(world).await?;
+    let old = pool(&primary.url()).await?;
+    let read_only = "ALTER SYSTEM SET default_transaction_read_only = on";
+    sqlx::query(read_only).execute(&old).await?;
+    sqlx::query("SELECT pg_reload_conf()").execute(&old).await?;
+    // Whatever began to write before has ended, and has arrived.
+    let at_rest = "SELECT current_setting('default_transaction_read_only')::boolean AND NOT EXISTS (
+        SELECT FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_xid IS NOT NULL)";
+    until(&old, at_rest, "nobody writes to the old primary").await?;
+    let end: String = sqlx::query_scalar("SELECT pg_current_wal_lsn()::text").fetch_one(&old).await?;
+    let new = pool(&standby.url()).await?;
+    let arrived = format!("SELECT pg_last_wal_replay_lsn() >= '{end}'::pg_lsn");
+    while !sqlx::query_scalar::<_, bool>(AssertSqlSafe(arrived.as_str())).fetch_one(&new).await? {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    standby.promote().await?;
+    proxy.switch_to(standby.port);
+    stage.moved_to(&standby.url());
+    Ok(Story::rough("old primary read-only, its standby promoted", stage.finish().await?))
+}
