@@ -63,7 +63,8 @@ impl Books {
         Ok(())
     }
 
-    /// Waits until every saga has ended and every caller that is left knows how; not for longer than `patience`. Callers of `lost` nodes are not asked.
+    /// Waits until every saga has ended, every caller that is left knows how, and every event has arrived; not for longer than `patience`. Callers of `lost` nodes
+    /// are not asked.
     pub async fn until_ended(&self, sagas: &PgPool, schema: &str, lost: &[String], patience: Duration) -> Result<()> {
         let began = Instant::now();
         let unfinished = format!("SELECT count(*) FROM \"{schema}\".saga WHERE status < 2");
@@ -71,7 +72,10 @@ impl Books {
         while began.elapsed() < patience {
             let unfinished: i64 = sqlx::query_scalar(AssertSqlSafe(unfinished.as_str())).fetch_one(sagas).await?;
             let untold: i64 = sqlx::query_scalar(untold).bind(lost).fetch_one(&self.pool).await?;
-            if unfinished == 0 && untold == 0 {
+            let announced = "SELECT count(*) FROM shop.purchase WHERE announced";
+            let announced: i64 = sqlx::query_scalar(announced).fetch_one(sagas).await?;
+            let heard: i64 = sqlx::query_scalar("SELECT count(*) FROM heard").fetch_one(&self.pool).await?;
+            if unfinished == 0 && untold == 0 && heard >= announced {
                 break;
             }
             sleep(POLL).await;
@@ -107,7 +111,7 @@ impl Books {
         }
         verdict.wrong.extend(standing.iter().map(|(saga, stands)| format!("no saga {saga}, but {stands:?} stand")));
         self.promises(&mut verdict, &ends, lost).await?;
-        users_rows(&mut verdict, sagas, &rows).await?;
+        self.users_rows(&mut verdict, sagas, &rows).await?;
         let twice = "SELECT key, count(*) FROM asked GROUP BY key HAVING count(*) > 1";
         let twice: Vec<(String, i64)> = sqlx::query_as(twice).fetch_all(&self.pool).await?;
         verdict.wrong.extend(twice.iter().map(|(key, payloads)| format!("{key} was asked with {payloads} payloads")));
@@ -140,20 +144,26 @@ impl Books {
         }
         Ok(())
     }
-}
 
-/// A saga that was started in a user's transaction is there if, and only if, the user's row is.
-async fn users_rows(verdict: &mut Verdict, sagas: &PgPool, rows: &[(Uuid, String, i16)]) -> Result<()> {
-    let purchases: Vec<String> = sqlx::query_scalar("SELECT key FROM shop.purchase").fetch_all(sagas).await?;
-    let in_transactions = |key: &&str| {
-        let number = key.rsplit('-').next().and_then(|number| number.parse::<u64>().ok());
-        number.is_some_and(|number| number.is_multiple_of(3))
-    };
-    let purchases: BTreeSet<&str> = purchases.iter().map(String::as_str).collect();
-    let started: BTreeSet<&str> = rows.iter().map(|(_, key, _)| key.as_str()).filter(in_transactions).collect();
-    let odd = purchases.symmetric_difference(&started);
-    verdict.wrong.extend(odd.map(|key| format!("{key} and the user's row do not stand or fall together")));
-    Ok(())
+    /// A saga that was started in a user's transaction is there if, and only if, the user's row is; and its event arrived.
+    async fn users_rows(&self, verdict: &mut Verdict, sagas: &PgPool, rows: &[(Uuid, String, i16)]) -> Result<()> {
+        let purchases: Vec<(String, bool)> =
+            sqlx::query_as("SELECT key, announced FROM shop.purchase").fetch_all(sagas).await?;
+        let in_transactions = |key: &&str| {
+            let number = key.rsplit('-').next().and_then(|number| number.parse::<u64>().ok());
+            number.is_some_and(|number| number.is_multiple_of(3))
+        };
+        let started = rows.iter().map(|(_, key, _)| key.as_str()).filter(in_transactions).collect();
+        let bought: BTreeSet<&str> = purchases.iter().map(|(key, _)| key.as_str()).collect();
+        let odd = bought.symmetric_difference(&started);
+        verdict.wrong.extend(odd.map(|key| format!("{key} and the user's row do not stand or fall together")));
+        let heard: Vec<String> = sqlx::query_scalar("SELECT key FROM heard").fetch_all(&self.pool).await?;
+        let heard: BTreeSet<&str> = heard.iter().map(String::as_str).collect();
+        let announced = purchases.iter().filter(|(_, announced)| *announced).map(|(key, _)| key.as_str()).collect();
+        let odd = heard.symmetric_difference(&announced);
+        verdict.wrong.extend(odd.map(|key| format!("{key} and its event do not stand or fall together")));
+        Ok(())
+    }
 }
 
 impl Verdict {

@@ -48,6 +48,9 @@ impl Node {
         command.args(["--name", &settings.name, "--users", &settings.users, "--ledger", &settings.ledger]);
         command.args(["--sagas", &number(settings.sagas), "--every", &number(settings.every)]);
         command.args(["--patience", &number(settings.patience), "--lease", &number(settings.lease)]);
+        if let Some(relay) = &settings.relay {
+            command.args(["--relay", relay]);
+        }
         command.args(["--connections", &number(settings.connections.into())]);
         let log = log.join(format!("{}.log", settings.name));
         // Of the log only the last line is shown; the rest is for whoever looks.

@@ -122,6 +122,7 @@ impl Fleet<'_> {
         let settings = Settings {
             name,
             users: self.store.clone(),
+            relay: Some(self.store.clone()),
             ledger: self.books.url.clone(),
             sagas,
             every: 150,

@@ -15,7 +15,7 @@ use std::{path::PathBuf, time::Duration};
 /// A row of the user's own, written in the transaction that starts a saga. Everybody may.
 const USERS_TABLE: &str = "
     CREATE SCHEMA IF NOT EXISTS shop;
-    CREATE TABLE IF NOT EXISTS shop.purchase (key text PRIMARY KEY);
+    CREATE TABLE IF NOT EXISTS shop.purchase (key text PRIMARY KEY, announced boolean NOT NULL);
     GRANT USAGE ON SCHEMA shop TO PUBLIC;
     GRANT ALL ON shop.purchase TO PUBLIC;";
 
@@ -39,7 +39,7 @@ pub struct Stage {
 impl Stage {
     /// Sets it up, except for the sagas' schema. `admin` is a way to the database past everything, with every right.
     pub async fn open(world: &World, place: Place, admin: &str) -> Result<Self> {
-        let (name, logs) = world.name()?;
+        let (name, logs) = world.logs()?;
         users_table(admin).await?;
         let books = Books::open(&world.books, &name).await?;
         Ok(Self { place, books, nodes: vec![], lost: vec![], logs, admin: admin.into(), started: 0 })
@@ -66,6 +66,7 @@ impl Stage {
         let mut settings = Settings {
             name: format!("node{}", self.started),
             users: self.place.url.clone(),
+            relay: Some(self.place.past_pooler.clone().unwrap_or_else(|| self.place.url.clone())),
             ledger: self.books.url.clone(),
             sagas: 30,
             every: 80,

@@ -37,6 +37,7 @@ pub async fn run(plan: &Plan) -> Result<()> {
     let (began, mut tried, mut failed) = (Instant::now(), 0, vec![]);
     for row in rows::all().filter(wanted) {
         let (begins, which) = (Instant::now(), row.environment);
+        world.begin(which);
         let story = timeout(PATIENCE, (row.run)(&world)).await;
         let story = story.unwrap_or_else(|_| Err(format!("not over within {PATIENCE:?}").into()));
         let objections = objections(&story);

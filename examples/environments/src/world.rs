@@ -5,7 +5,7 @@ use saga_postgres::testing::Postgres;
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{Mutex, PoisonError},
 };
 
 /// What all environments share.
@@ -14,7 +14,7 @@ pub struct World {
     pub books: Postgres,
     /// Where `scripts/ensure-environments` put what it fetched, and where logs go.
     tools: PathBuf,
-    opened: AtomicUsize,
+    row: Mutex<(usize, String)>,
 }
 
 impl World {
@@ -23,15 +23,22 @@ impl World {
         let books = Postgres::builder().setting("synchronous_commit", "off").start().await?;
         let tools = std::path::absolute(tools)?;
         let _ = fs::remove_dir_all(tools.join("logs"));
-        Ok(Self { books, tools, opened: AtomicUsize::new(0) })
+        Ok(Self { books, tools, row: Mutex::default() })
     }
 
-    /// A new name, and a directory for the logs of whoever has it.
-    pub fn name(&self) -> Result<(String, PathBuf)> {
-        let name = format!("ledger_{}", self.opened.fetch_add(1, Ordering::Relaxed) + 1);
-        let logs = self.tools.join("logs").join(&name);
+    /// The next environment begins.
+    pub fn begin(&self, environment: &str) {
+        let mut row = self.row.lock().unwrap_or_else(PoisonError::into_inner);
+        let word = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+        *row = (row.0 + 1, environment.chars().map(word).collect());
+    }
+
+    /// A name for this environment's ledger, and a directory for its logs.
+    pub fn logs(&self) -> Result<(String, PathBuf)> {
+        let row = self.row.lock().unwrap_or_else(PoisonError::into_inner);
+        let logs = self.tools.join("logs").join(&row.1);
         fs::create_dir_all(&logs)?;
-        Ok((name, logs))
+        Ok((format!("ledger_{}", row.0), logs))
     }
 
     /// The newest Postgres that can be had.

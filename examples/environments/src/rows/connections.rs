@@ -6,6 +6,7 @@ use crate::{
     place::Place,
     proxy::Proxy,
     stage::{STARTS_WITHIN, Stage, pool},
+    workload::Settings,
     world::World,
 };
 use saga_postgres::{PgStore, testing::Postgres};
@@ -15,23 +16,32 @@ pub const ROWS: &[Row] = &[
     Row { environment: "connections that the network forgets", short: true, run: |world| Box::pin(forgotten(world)) },
 ];
 
-/// Five connections for everybody: one for the users' transactions, so that four are left for the engine.
+/// Four connections for the engine, which would like to have more, and one for the users' transactions.
 async fn few(world: &World) -> Result<Story> {
-    let settings = [("max_connections", "8"), ("superuser_reserved_connections", "3"), ("max_wal_senders", "0")];
-    let server = settings.into_iter().fold(Postgres::builder(), |builder, (name, value)| builder.setting(name, value));
-    let postgres = server.start().await?;
-    let admin = pool(&postgres.url()).await?;
-    sqlx::raw_sql("CREATE ROLE app LOGIN; GRANT CREATE ON DATABASE postgres TO app").execute(&admin).await?;
-    admin.close().await;
-    let place = Place::server(format!("postgres://app@127.0.0.1:{}/postgres", postgres.port()));
-    let migrating = PgStore::options(&place.url)?.connections(1).connect().await?;
+    let postgres = Postgres::builder().setting("max_connections", "10").setting("max_wal_senders", "0").start().await?;
+    let migrating = PgStore::options(&postgres.url())?.connections(1).connect().await?;
     migrating.migrate().await?;
     migrating.pool().close().await;
     drop(migrating);
-    let mut stage = Stage::open(world, place, &postgres.url()).await?;
-    stage.node_with(|settings| settings.connections = 1).await?;
-    Ok(Story::rough("one node, four connections for it", stage.finish().await?))
+    let admin = pool(&postgres.url()).await?;
+    sqlx::raw_sql(ROLES).execute(&admin).await?;
+    admin.close().await;
+    let url = |role: &str| format!("postgres://{role}@127.0.0.1:{}/postgres", postgres.port());
+    let mut stage = Stage::open(world, Place::server(url("engine")), &postgres.url()).await?;
+    let one_for_users = |settings: &mut Settings| {
+        (settings.users, settings.connections, settings.relay) = (url("users"), 1, None);
+    };
+    stage.node_with(one_for_users).await?;
+    Ok(Story::rough("one node, four connections for its engine", stage.finish().await?))
 }
+
+/// Whose connections are counted.
+const ROLES: &str = "
+    CREATE ROLE engine LOGIN CONNECTION LIMIT 4;
+    CREATE ROLE users LOGIN CONNECTION LIMIT 1;
+    GRANT USAGE ON SCHEMA saga TO engine, users;
+    GRANT ALL ON ALL TABLES IN SCHEMA saga TO engine, users;
+    GRANT ALL ON ALL SEQUENCES IN SCHEMA saga TO engine, users";
 
 /// The pool's connections are forgotten while callers, who have little patience, drop their calls in the middle.
 async fn forgotten(world: &World) -> Result<Story> {

@@ -15,6 +15,8 @@ pub const TABLES: &str = "
     CREATE TABLE effect (key text PRIMARY KEY, saga uuid NOT NULL, step text NOT NULL, undone boolean NOT NULL);
     -- What callers were promised, and the outcome that they were told.
     CREATE TABLE promise (key text PRIMARY KEY, node text NOT NULL, saga uuid NOT NULL, outcome text);
+    -- Events that left.
+    CREATE TABLE heard (key text PRIMARY KEY);
     -- Calls that were answered with an error, or with nothing in time.
     CREATE TABLE refusal (node text NOT NULL, call text NOT NULL, error text NOT NULL);
 ";
@@ -64,6 +66,15 @@ impl Ledger {
     pub async fn told(&self, key: &str, outcome: &str) -> Result<(), sqlx::Error> {
         let sql = sqlx::query("UPDATE promise SET outcome = $2 WHERE key = $1").bind(key).bind(outcome);
         sql.execute(&self.pool).await.map(drop)
+    }
+
+    /// An event has arrived, maybe again.
+    pub async fn heard(&self, key: &str) -> Result<(), sqlx::Error> {
+        sqlx::query("INSERT INTO heard VALUES ($1) ON CONFLICT DO NOTHING")
+            .bind(key)
+            .execute(&self.pool)
+            .await
+            .map(drop)
     }
 
     /// A call ended with an error.

@@ -3,6 +3,7 @@
 //! It is also compiled against the previous release, so it uses only what both of them have.
 
 mod errand;
+mod events;
 mod ledger;
 mod serve;
 mod traffic;

@@ -1,7 +1,7 @@
 //! A process that runs sagas and starts some. It says `ready` when it has joined, `submitted` when all of its own sagas are known to be started. It hands over
 //! when it is asked to end, and ends at once with whoever started it.
 
-use super::{Result, errand::Errand, ledger::Ledger, traffic::Callers};
+use super::{Result, errand::Errand, events::Events, ledger::Ledger, traffic::Callers};
 use saga_core::Engine;
 use saga_postgres::PgStore;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -16,6 +16,9 @@ pub struct Settings {
     /// Where the users' transactions go.
     #[arg(long)]
     pub users: String,
+    /// Where the outbox's relay connects to. If it is not said, there are no events.
+    #[arg(long)]
+    pub relay: Option<String>,
     /// Where the ledger is.
     #[arg(long)]
     pub ledger: String,
@@ -50,6 +53,10 @@ pub async fn serve(store: PgStore, settings: Settings) -> Result<()> {
         config.hold = Duration::from_millis(100);
     });
     let engine = engine.start().await?;
+    let events = match &settings.relay {
+        Some(url) => Some(Events::start(url, store.schema(), ledger.clone()).await?),
+        None => None,
+    };
     println!("ready");
 
     // Poolers in session mode take the parameter `extra_float_digits` for an error.
@@ -58,7 +65,7 @@ pub async fn serve(store: PgStore, settings: Settings) -> Result<()> {
         .max_connections(settings.connections)
         .acquire_timeout(Duration::from_secs(30))
         .connect_lazy_with(users);
-    let callers = Arc::new(Callers { sagas: engine.sagas(), store, users, ledger, settings });
+    let callers = Arc::new(Callers { sagas: engine.sagas(), store, users, events, ledger, settings });
     let traffic = async {
         let mut waiting = callers.start().await?;
         println!("submitted");
@@ -72,5 +79,8 @@ pub async fn serve(store: PgStore, settings: Settings) -> Result<()> {
         _ = terminate.recv() => {}
     }
     engine.shutdown(Duration::from_secs(5)).await;
+    if let Some(Callers { events: Some(events), .. }) = Arc::into_inner(callers) {
+        events.stop().await;
+    }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use super::{
     Result,
     errand::{Errand, Fate, Order},
+    events::Events,
     ledger::Ledger,
     serve::Settings,
 };
@@ -24,6 +25,8 @@ pub struct Callers {
     pub store: PgStore,
     /// The pool of a user's own transactions.
     pub users: PgPool,
+    /// None where nobody listens.
+    pub events: Option<Events>,
     pub ledger: Ledger,
     pub settings: Settings,
 }
@@ -59,11 +62,14 @@ impl Callers {
         Ok((key, order.fate, started))
     }
 
-    /// A row of the user's own and the saga: both stand, or none does.
+    /// A row of the user's own, the saga, and an event: all of them stand, or none does.
     async fn transaction(&self, key: &str, order: Order) -> Result<Started<Errand>> {
         let mut tx = self.users.begin().await?;
-        let sql = sqlx::query("INSERT INTO shop.purchase VALUES ($1) ON CONFLICT DO NOTHING").bind(key);
-        sql.execute(&mut *tx).await?;
+        let sql = sqlx::query("INSERT INTO shop.purchase VALUES ($1, $2) ON CONFLICT DO NOTHING").bind(key);
+        let new = sql.bind(self.events.is_some()).execute(&mut *tx).await?.rows_affected() == 1;
+        if let (Some(events), true) = (&self.events, new) {
+            events.purchased(&mut tx, key).await?;
+        }
         let started = self.sagas.submit_in(&self.store, &mut tx, key, order).await?;
         tx.commit().await?;
         self.store.wake();
