@@ -8,7 +8,7 @@ use crate::{
 use rustix::process::{Pid, Signal, kill_process};
 use std::{fs::File, path::Path, process::Stdio, time::Duration};
 use tokio::{
-    io::{AsyncBufReadExt, BufReader, Lines},
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
     time::timeout,
 };
@@ -27,7 +27,7 @@ pub struct Node {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
     /// Open for as long as the node is wanted; not in `child`, which closes it when it is waited for.
-    _stdin: Option<ChildStdin>,
+    stdin: ChildStdin,
     log: std::path::PathBuf,
 }
 
@@ -51,16 +51,17 @@ impl Node {
         if let Some(relay) = &settings.relay {
             command.args(["--relay", relay]);
         }
+        command.args(["--rest-after", &number(settings.rest_after)]);
         command.args(["--connections", &number(settings.connections.into())]);
         let log = log.join(format!("{}.log", settings.name));
         // Of the log only the last line is shown; the rest is for whoever looks.
         command.env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".into()));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(File::create(&log)?).kill_on_drop(true);
         let mut child = command.spawn()?;
-        let stdin = child.stdin.take();
+        let stdin = child.stdin.take().ok_or("a child without stdin")?;
         let stdout = child.stdout.take().ok_or("a child without stdout")?;
         let lines = BufReader::new(stdout).lines();
-        let mut node = Self { name: settings.name.clone(), child, lines, _stdin: stdin, log };
+        let mut node = Self { name: settings.name.clone(), child, lines, stdin, log };
         node.until("ready", PATIENCE).await?;
         Ok(node)
     }
@@ -68,6 +69,16 @@ impl Node {
     /// Waits until it knows that all of its sagas are started.
     pub async fn until_submitted(&mut self, patience: Duration) -> Result<()> {
         self.until("submitted", patience).await
+    }
+
+    /// Waits until it rests.
+    pub async fn until_resting(&mut self, patience: Duration) -> Result<()> {
+        self.until("resting", patience).await
+    }
+
+    /// Ends its rest.
+    pub async fn go_on(&mut self) -> Result<()> {
+        Ok(self.stdin.write_all(b"\n").await?)
     }
 
     async fn until(&mut self, what: &str, patience: Duration) -> Result<()> {

@@ -39,12 +39,17 @@ impl PgBouncer {
         );
         fs::write(&ini, text)?;
         let mut command = program(world, version)?;
-        let said = program(world, version)?.arg("--version").output().await?;
-        let said = String::from_utf8_lossy(&said.stdout).into_owned();
-        let version = said.split_whitespace().nth(1).unwrap_or("of an unknown version").into();
+        let version = Self::version(world, version).await?;
         command.arg(&ini);
         let child = serve(command, port, &directory.path().join("log")).await?;
         Ok(Self { port, version, _child: child, _directory: directory })
+    }
+
+    /// As it says itself, such as `1.18.0`.
+    pub async fn version(world: &World, version: Version) -> Result<String> {
+        let said = program(world, version)?.arg("--version").output().await?;
+        let said = String::from_utf8_lossy(&said.stdout);
+        Ok(said.split_whitespace().nth(1).unwrap_or("of an unknown version").into())
     }
 
     /// The server's URL through the pooler.

@@ -126,6 +126,7 @@ impl Fleet<'_> {
             ledger: self.books.url.clone(),
             sagas,
             every: 150,
+            rest_after: u64::MAX,
             patience: 20,
             connections: 4,
             lease: u64::try_from(LEASE.as_millis())?,

@@ -70,6 +70,7 @@ impl Stage {
             ledger: self.books.url.clone(),
             sagas: 30,
             every: 80,
+            rest_after: u64::MAX,
             patience: 20,
             connections: 4,
             lease: 2_000,
@@ -98,19 +99,28 @@ impl Stage {
         self.finish().await
     }
 
+    /// Waits until all of what was begun has ended.
+    pub async fn until_ended(&self) -> Result<()> {
+        let pool = pool(&self.admin).await?;
+        self.books.until_ended(&pool, &self.place.schema, &self.lost, ENDS_WITHIN).await?;
+        pool.close().await;
+        Ok(())
+    }
+
     /// Waits until all sagas have been started and have ended, and asks the books.
     pub async fn finish(&mut self) -> Result<Verdict> {
+        let mut wrong = vec![];
         for node in &mut self.nodes {
-            node.until_submitted(STARTS_WITHIN).await?;
+            wrong.extend(node.until_submitted(STARTS_WITHIN).await.err().map(|error| error.to_string()));
         }
-        let (pool, schema) = (pool(&self.admin).await?, &self.place.schema);
-        self.books.until_ended(&pool, schema, &self.lost, ENDS_WITHIN).await?;
-        let verdict = self.books.verdict(&pool, schema, &self.lost).await?;
+        self.until_ended().await?;
+        let pool = pool(&self.admin).await?;
+        let mut verdict = self.books.verdict(&pool, &self.place.schema, &self.lost).await?;
         pool.close().await;
-        // A node that cannot be asked to leave is killed when it is dropped.
         for node in self.nodes.drain(..) {
-            node.stop().await?;
+            wrong.extend(node.stop().await.err().map(|error| error.to_string()));
         }
+        verdict.wrong.splice(..0, wrong);
         Ok(verdict)
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     Result,
+    books::Verdict,
     rows::{self, Row, Story},
     world::World,
 };
@@ -42,15 +43,19 @@ pub async fn run(plan: &Plan) -> Result<()> {
         let story = story.unwrap_or_else(|_| Err(format!("not over within {PATIENCE:?}").into()));
         let objections = objections(&story);
         let (done, counts) = match &story {
-            Ok(Story { done, verdict: Some(v), .. }) => {
-                let counts = [v.completed, v.rolled_back, v.parked, v.unfinished].map(|count| count.to_string());
-                (done.as_str(), counts.join(" | "))
+            Ok(Story { done, verdict: Some(verdict), .. }) => {
+                let Verdict { completed, rolled_back, parked, unfinished, .. } = verdict;
+                let again = match verdict.repeated() {
+                    0 => String::new(),
+                    calls => format!("; {calls} calls made again"),
+                };
+                (format!("{done}{again}"), format!("{completed} | {rolled_back} | {parked} | {unfinished}"))
             }
-            Ok(Story { done, .. }) => (done.as_str(), "| | |".into()),
-            Err(_) => ("", "| | |".into()),
+            Ok(Story { done, .. }) => (done.clone(), "| | |".into()),
+            Err(_) => (String::new(), "| | |".into()),
         };
         let says = if objections.is_empty() { "passed" } else { "FAILED" };
-        println!("| {which} | {} | {counts} | {:.1} | {says} |", on_a_line(done), begins.elapsed().as_secs_f64());
+        println!("| {which} | {} | {counts} | {:.1} | {says} |", on_a_line(&done), begins.elapsed().as_secs_f64());
         tried += 1;
         if !objections.is_empty() {
             failed.push((which, objections));

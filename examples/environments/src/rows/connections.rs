@@ -43,16 +43,21 @@ const ROLES: &str = "
     GRANT ALL ON ALL TABLES IN SCHEMA saga TO engine, users;
     GRANT ALL ON ALL SEQUENCES IN SCHEMA saga TO engine, users";
 
-/// The pool's connections are forgotten while callers, who have little patience, drop their calls in the middle.
+/// All open connections are forgotten; then many callers come at once, who have little patience, and drop their calls in the middle.
 async fn forgotten(world: &World) -> Result<Story> {
     let postgres = Postgres::private().await?;
     let proxy = Proxy::to(postgres.port()).await?;
     let mut stage = Stage::open(world, Place::server(proxy.url()), &postgres.url()).await?;
     stage.migrate().await?;
     for _ in 0..2 {
-        stage.node_with(|settings| settings.patience = 2).await?;
+        stage.node_with(|settings| (settings.patience, settings.rest_after) = (2, 15)).await?;
     }
-    stage.books.until_promised(20, STARTS_WITHIN).await?;
+    for node in &mut stage.nodes {
+        node.until_resting(STARTS_WITHIN).await?;
+    }
     proxy.forget();
+    for node in &mut stage.nodes {
+        node.go_on().await?;
+    }
     Ok(Story::rough("all forgotten once, callers wait for 2 s", stage.finish().await?))
 }

@@ -21,24 +21,30 @@ pub const ROWS: &[Row] = &[
         short: true,
         run: |world| Box::pin(switch_over(world)),
     },
+    Row {
+        environment: "switch-over while nothing happens: connections to the old primary stay open",
+        short: false,
+        run: |world| Box::pin(quiet_switch_over(world)),
+    },
 ];
 
-/// A primary with its standby, and two nodes at work through a proxy.
-async fn pair(world: &World) -> Result<(Postgres, Standby, Proxy, Stage)> {
+/// A primary with its standby, and two nodes that work through a proxy and rest after so many sagas.
+async fn pair(world: &World, rest_after: u64) -> Result<(Postgres, Standby, Proxy, Stage)> {
     let settings = PRIMARY.iter().fold(Postgres::builder(), |builder, (name, value)| builder.setting(*name, *value));
     let primary = settings.start().await?;
     let standby = Standby::of(&primary).await?;
     let proxy = Proxy::to(primary.port()).await?;
     let mut stage = Stage::open(world, Place::server(proxy.url()), &primary.url()).await?;
     stage.migrate().await?;
-    stage.node().await?;
-    stage.node().await?;
-    stage.books.until_promised(20, STARTS_WITHIN).await?;
+    for _ in 0..2 {
+        stage.node_with(|settings| settings.rest_after = rest_after).await?;
+    }
     Ok((primary, standby, proxy, stage))
 }
 
 async fn promotion(world: &World) -> Result<Story> {
-    let (primary, standby, proxy, mut stage) = pair(world).await?;
+    let (primary, standby, proxy, mut stage) = pair(world, u64::MAX).await?;
+    stage.books.until_promised(20, STARTS_WITHIN).await?;
     let data = primary.data_dir().ok_or("the primary has no directory")?;
     kill_process(postmaster(data)?, Signal::KILL)?;
     proxy.switch_to(standby.port);
@@ -50,7 +56,30 @@ async fn promotion(world: &World) -> Result<Story> {
 }
 
 async fn switch_over(world: &World) -> Result<Story> {
-    let (primary, standby, proxy, mut stage) = pair(world).await?;
+    let (primary, standby, proxy, mut stage) = pair(world, u64::MAX).await?;
+    stage.books.until_promised(20, STARTS_WITHIN).await?;
+    switch(&primary, &standby, &proxy).await?;
+    stage.moved_to(&standby.url());
+    Ok(Story::rough("old primary read-only, its standby promoted", stage.finish().await?))
+}
+
+/// Nothing is under way when it happens, so nobody who only reads is told.
+async fn quiet_switch_over(world: &World) -> Result<Story> {
+    let (primary, standby, proxy, mut stage) = pair(world, 15).await?;
+    for node in &mut stage.nodes {
+        node.until_resting(STARTS_WITHIN).await?;
+    }
+    stage.until_ended().await?;
+    switch(&primary, &standby, &proxy).await?;
+    stage.moved_to(&standby.url());
+    for node in &mut stage.nodes {
+        node.go_on().await?;
+    }
+    Ok(Story::rough("as above, between two rounds of sagas", stage.finish().await?))
+}
+
+/// The old primary writes no more, the standby takes its place, and new connections go there.
+async fn switch(primary: &Postgres, standby: &Standby, proxy: &Proxy) -> Result<()> {
     let old = pool(&primary.url()).await?;
     let read_only = "ALTER SYSTEM SET default_transaction_read_only = on";
     sqlx::query(read_only).execute(&old).await?;
@@ -67,6 +96,5 @@ async fn switch_over(world: &World) -> Result<Story> {
     }
     standby.promote().await?;
     proxy.switch_to(standby.port);
-    stage.moved_to(&standby.url());
-    Ok(Story::rough("old primary read-only, its standby promoted", stage.finish().await?))
+    Ok(())
 }

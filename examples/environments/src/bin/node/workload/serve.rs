@@ -1,12 +1,15 @@
-//! A process that runs sagas and starts some. It says `ready` when it has joined, `submitted` when all of its own sagas are known to be started. It hands over
-//! when it is asked to end, and ends at once with whoever started it.
+//! A process that runs sagas and starts some. It says `ready` when it has joined, `resting` when it waits for a line on its standard input, and `submitted` when all of
+//! its own sagas are known to be started. It hands over when it is asked to end, and ends at once with whoever started it.
 
 use super::{Result, errand::Errand, events::Events, ledger::Ledger, traffic::Callers};
 use saga_core::Engine;
 use saga_postgres::PgStore;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use std::{sync::Arc, time::Duration};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::Notify,
+};
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct Settings {
@@ -28,6 +31,9 @@ pub struct Settings {
     /// One each so many milliseconds.
     #[arg(long, default_value_t = 100)]
     pub every: u64,
+    /// After how many of them to rest, until somebody says to go on.
+    #[arg(long, default_value_t = u64::MAX)]
+    pub rest_after: u64,
     /// After how many seconds a caller drops its call.
     #[arg(long, default_value_t = 20)]
     pub patience: u64,
@@ -41,9 +47,13 @@ pub struct Settings {
 
 /// Serves until it is told to end.
 pub async fn serve(store: PgStore, settings: Settings) -> Result<()> {
-    std::thread::spawn(|| {
-        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
-        std::process::exit(1);
+    let go_on = Arc::new(Notify::new());
+    std::thread::spawn({
+        let go_on = go_on.clone();
+        move || {
+            std::io::stdin().lines().map_while(Result::ok).for_each(|_| go_on.notify_one());
+            std::process::exit(1);
+        }
     });
     let mut terminate = signal(SignalKind::terminate())?;
     let ledger = Ledger::connect(&settings.ledger, &settings.name)?;
@@ -64,8 +74,13 @@ pub async fn serve(store: PgStore, settings: Settings) -> Result<()> {
     let users = PgPoolOptions::new()
         .max_connections(settings.connections)
         .acquire_timeout(Duration::from_secs(30))
+        // A server that was the primary once may keep its connections: the users of such servers have to look.
+        .before_acquire(|connection, _| {
+            let writes = "SELECT NOT current_setting('transaction_read_only')::boolean";
+            Box::pin(async move { sqlx::query_scalar(writes).fetch_one(connection).await })
+        })
         .connect_lazy_with(users);
-    let callers = Arc::new(Callers { sagas: engine.sagas(), store, users, events, ledger, settings });
+    let callers = Arc::new(Callers { sagas: engine.sagas(), store, users, events, ledger, settings, go_on });
     let traffic = async {
         let mut waiting = callers.start().await?;
         println!("submitted");

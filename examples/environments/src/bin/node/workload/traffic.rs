@@ -12,6 +12,7 @@ use saga_postgres::{InTransaction, PgStore};
 use sqlx::PgPool;
 use std::{fmt::Display, future::Future, sync::Arc, time::Duration};
 use tokio::{
+    sync::Notify,
     task::JoinSet,
     time::{interval, sleep, timeout},
 };
@@ -29,6 +30,7 @@ pub struct Callers {
     pub events: Option<Events>,
     pub ledger: Ledger,
     pub settings: Settings,
+    pub go_on: Arc<Notify>,
 }
 
 impl Callers {
@@ -36,7 +38,19 @@ impl Callers {
     pub async fn start(self: &Arc<Self>) -> Result<JoinSet<Result<()>>> {
         let mut pace = interval(Duration::from_millis(self.settings.every));
         let (mut starting, mut waiting) = (JoinSet::new(), JoinSet::new());
+        self.many_at_once().await?;
         for number in 0..self.settings.sagas {
+            if number == self.settings.rest_after {
+                while let Some(started) = starting.join_next().await {
+                    waiting.spawn(self.clone().wait(started??));
+                }
+                while let Some(ended) = waiting.join_next().await {
+                    ended??;
+                }
+                println!("resting");
+                self.go_on.notified().await;
+                self.many_at_once().await?;
+            }
             pace.tick().await;
             let callers = self.clone();
             starting.spawn(async move { callers.submit(number).await });
@@ -48,6 +62,12 @@ impl Callers {
             waiting.spawn(self.clone().wait(started??));
         }
         Ok(waiting)
+    }
+
+    /// A busy moment: all connections that may be open are.
+    async fn many_at_once(&self) -> Result<()> {
+        let looks = (0..40).map(|_| self.until_answered("find", || self.sagas.find("nobody's")));
+        futures::future::try_join_all(looks).await.map(drop)
     }
 
     /// Asks with the same key until there is an answer: by itself, or in a transaction of the user's own.
@@ -85,6 +105,10 @@ impl Callers {
                 done => done,
             };
             self.until_answered("cancel", cancel).await?;
+        }
+        let found = self.until_answered("find", || self.sagas.find(&key)).await?;
+        if found.is_none_or(|found| found.id() != started.id()) {
+            self.ledger.refused("find", &format!("{key} is not the saga that was promised")).await?;
         }
         let outcome = match self.outcome(&started).await {
             Outcome::Completed(_) => "completed",
