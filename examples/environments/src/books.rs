@@ -63,8 +63,8 @@ impl Books {
         Ok(())
     }
 
-    /// Waits until every saga has ended, every caller that is left knows how, and every event has arrived; not for longer than `patience`. Callers of `lost` nodes
-    /// are not asked.
+    /// Waits until every saga has ended, every caller that is left knows how, and every event has arrived; not for
+    /// longer than `patience`. Callers of `lost` nodes are not asked.
     pub async fn until_ended(&self, sagas: &PgPool, schema: &str, lost: &[String], patience: Duration) -> Result<()> {
         let began = Instant::now();
         let unfinished = format!("SELECT count(*) FROM \"{schema}\".saga WHERE status < 2");
@@ -145,7 +145,8 @@ impl Books {
         Ok(())
     }
 
-    /// A saga that was started in a user's transaction is there if, and only if, the user's row is; and its event arrived.
+    /// A saga that was started in a user's transaction is there if, and only if, the user's row is; and its event
+    /// arrived.
     async fn users_rows(&self, verdict: &mut Verdict, sagas: &PgPool, rows: &[(Uuid, String, i16)]) -> Result<()> {
         let purchases: Vec<(String, bool)> =
             sqlx::query_as("SELECT key, announced FROM shop.purchase").fetch_all(sagas).await?;

@@ -28,7 +28,8 @@ pub struct PgBouncer {
 }
 
 impl PgBouncer {
-    /// Starts one before the server on a port of this machine. `settings` are lines of its `[pgbouncer]` section, `pool_mode` among them.
+    /// Starts one before the server on a port of this machine. `settings` are lines of its `[pgbouncer]` section,
+    /// `pool_mode` among them.
     pub async fn start(world: &World, version: Version, upstream: u16, settings: &str) -> Result<Self> {
         let directory = open_directory()?;
         let (port, ini) = (free_port()?, directory.path().join("pgbouncer.ini"));

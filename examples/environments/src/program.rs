@@ -1,4 +1,5 @@
-//! Programs that run beside us: as an unprivileged user, because servers refuse to be root, and not for longer than we do.
+//! Programs that run beside us: as an unprivileged user, because servers refuse to be root, and not for longer than we
+//! do.
 
 use crate::Result;
 use std::{
@@ -19,7 +20,8 @@ use tokio::{
 /// How long a program may take until it serves.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A call of a program by the user `postgres`, else `nobody`, when we are root; else by ourselves. It is killed when the thread that started it ends.
+/// A call of a program by the user `postgres`, else `nobody`, when we are root; else by ourselves. It is killed when
+/// the thread that started it ends.
 pub fn unprivileged(program: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]);

@@ -1,4 +1,5 @@
-//! A TCP proxy before the server: it can send new connections somewhere else, cut those that there are, or forget them without telling anybody.
+//! A TCP proxy before the server: it can send new connections somewhere else, cut those that there are, or forget them
+//! without telling anybody.
 
 use crate::Result;
 use std::{
@@ -68,7 +69,8 @@ impl Proxy {
         self.shared.cut.send_replace(self.shared.opened.load(Ordering::SeqCst));
     }
 
-    /// Connections that there are lead nowhere from now on, and nobody is told, as when a firewall forgets them. New ones work.
+    /// Connections that there are lead nowhere from now on, and nobody is told, as when a firewall forgets them. New
+    /// ones work.
     pub fn forget(&self) {
         self.shared.forgotten.send_replace(self.shared.opened.load(Ordering::SeqCst));
     }

@@ -1,4 +1,5 @@
-//! Two releases on one schema: roll-out and roll-back under traffic, with kills in between. In the end every saga has ended, and none is parked.
+//! Two releases on one schema: roll-out and roll-back under traffic, with kills in between. In the end every saga has
+//! ended, and none is parked.
 
 use crate::{
     Result,

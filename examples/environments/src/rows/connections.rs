@@ -43,7 +43,8 @@ const ROLES: &str = "
     GRANT ALL ON ALL TABLES IN SCHEMA saga TO engine, users;
     GRANT ALL ON ALL SEQUENCES IN SCHEMA saga TO engine, users";
 
-/// All open connections are forgotten; then many callers come at once, who have little patience, and drop their calls in the middle.
+/// All open connections are forgotten; then many callers come at once, who have little patience, and drop their calls
+/// in the middle.
 async fn forgotten(world: &World) -> Result<Story> {
     let postgres = Postgres::private().await?;
     let proxy = Proxy::to(postgres.port()).await?;

@@ -98,7 +98,8 @@ async fn pooled(world: &World, postgres: &Postgres, pooler: &PgBouncer, place: P
     Ok(Story::quiet(done, verdict))
 }
 
-/// Somebody's open transaction holds a key that is submitted again. Other sagas of the same process are started meanwhile: how long did the slowest of these calls take?
+/// Somebody's open transaction holds a key that is submitted again. Other sagas of the same process are started
+/// meanwhile: how long did the slowest of these calls take?
 async fn while_a_key_is_held(postgres: &Postgres, stage: &Stage) -> Result<Duration> {
     let engine = Engine::builder(stage.connect().await?).start().await?;
     let sagas = engine.sagas::<Errand>();

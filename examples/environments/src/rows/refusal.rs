@@ -21,8 +21,8 @@ pub enum Start {
     AsItIs,
 }
 
-/// Starts an engine as a service does, which has to be refused: with an error whose text has each of `words`, or one of them where several stand
-/// with a `|` between them. Says how that went.
+/// Starts an engine as a service does, which has to be refused: with an error whose text has each of `words`, or one of
+/// them where several stand with a `|` between them. Says how that went.
 pub async fn expect(place: &Place, start: Start, words: &[&str]) -> Result<String> {
     let began = Instant::now();
     let error = match timeout(Duration::from_secs(30), begin(place, start)).await {

@@ -1,5 +1,5 @@
-//! A node of one release, for `scripts/side-by-side`: it is compiled twice, against this checkout and against an older one, from this directory. So it uses only
-//! what both of them have.
+//! A node of one release, for `scripts/side-by-side`: it is compiled twice, against this checkout and against an older
+//! one, from this directory. So it uses only what both of them have.
 
 #![allow(unreachable_pub, missing_docs, reason = "a program has nobody outside")]
 

@@ -1,4 +1,5 @@
-//! The saga. What a step returns differs from attempt to attempt, so that a payload made of anything that was not journaled shows.
+//! The saga. What a step returns differs from attempt to attempt, so that a payload made of anything that was not
+//! journaled shows.
 
 use super::ledger::Ledger;
 use saga_core::{CompensationCx, Cx, Out, Retry, Saga, SagaBuilder, StepError};

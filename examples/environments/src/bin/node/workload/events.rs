@@ -1,4 +1,5 @@
-//! Events of the users' transactions: they leave through the outbox, and whoever hears them writes that into the ledger.
+//! Events of the users' transactions: they leave through the outbox, and whoever hears them writes that into the
+//! ledger.
 
 use super::{Result, ledger::Ledger};
 use async_trait::async_trait;

@@ -1,5 +1,5 @@
-//! What really happened, told by those to whom it happened. It lies on a server of its own, which no environment touches, and does not depend
-//! on anything that the engine believes.
+//! What really happened, told by those to whom it happened. It lies on a server of its own, which no environment
+//! touches, and does not depend on anything that the engine believes.
 
 use saga_core::SagaId;
 use serde::Serialize;

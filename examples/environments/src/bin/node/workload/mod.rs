@@ -1,4 +1,5 @@
-//! What runs in every environment: a small saga, the ledger that its steps write to, callers that start it, and the process that all of this lives in.
+//! What runs in every environment: a small saga, the ledger that its steps write to, callers that start it, and the
+//! process that all of this lives in.
 //!
 //! It is also compiled against the previous release, so it uses only what both of them have.
 

@@ -1,5 +1,6 @@
-//! A process that runs sagas and starts some. It says `ready` when it has joined, `resting` when it waits for a line on its standard input, and `submitted` when all of
-//! its own sagas are known to be started. It hands over when it is asked to end, and ends at once with whoever started it.
+//! A process that runs sagas and starts some. It says `ready` when it has joined, `resting` when it waits for a line on
+//! its standard input, and `submitted` when all of its own sagas are known to be started. It hands over when it is
+//! asked to end, and ends at once with whoever started it.
 
 use super::{Result, errand::Errand, events::Events, ledger::Ledger, traffic::Callers};
 use saga_core::Engine;
