@@ -9,7 +9,7 @@ use crate::{
     workload::Settings,
     world::World,
 };
-use saga_postgres::{PgStore, testing::Postgres};
+use saga_postgres::testing::Postgres;
 
 pub const ROWS: &[Row] = &[
     Row { environment: "a server with few connections", short: true, run: |world| Box::pin(few(world)) },
@@ -19,7 +19,7 @@ pub const ROWS: &[Row] = &[
 /// Four connections for the engine, which would like to have more, and one for the users' transactions.
 async fn few(world: &World) -> Result<Story> {
     let postgres = Postgres::builder().setting("max_connections", "10").setting("max_wal_senders", "0").start().await?;
-    let migrating = PgStore::options(&postgres.url())?.connections(1).connect().await?;
+    let migrating = Place::server(postgres.url()).options()?.connections(1).connect().await?;
     migrating.migrate().await?;
     migrating.pool().close().await;
     drop(migrating);

@@ -8,12 +8,12 @@ use crate::{
     Result,
     place::Place,
     pooler::{PgBouncer, Version},
-    stage::Stage,
+    stage::{Stage, pool},
     workload::{Errand, Fate, Order},
     world::World,
 };
 use saga_core::Engine;
-use saga_postgres::{InTransaction, PgStore, testing::Postgres};
+use saga_postgres::{InTransaction, testing::Postgres};
 use std::time::{Duration, Instant};
 use tokio::{task::JoinSet, time::sleep};
 
@@ -106,9 +106,9 @@ async fn while_a_key_is_held(postgres: &Postgres, stage: &Stage) -> Result<Durat
     let order = Order { number: 0, fate: Fate::Completes };
     let held = "held-1";
     // The one who holds it is somewhere else.
-    let direct = PgStore::connect(&postgres.url()).await?;
-    let pool = crate::stage::pool(&postgres.url()).await?;
-    let mut tx = pool.begin().await?;
+    let direct = Place::server(postgres.url()).connect().await?;
+    let users = pool(&postgres.url()).await?;
+    let mut tx = users.begin().await?;
     sagas.submit_in(&direct, &mut tx, held, order).await?;
     let same = tokio::spawn({
         let sagas = sagas.clone();
@@ -136,7 +136,7 @@ async fn while_a_key_is_held(postgres: &Postgres, stage: &Stage) -> Result<Durat
         return Err("a key that was held was used twice".into());
     }
     engine.shutdown(Duration::from_secs(1)).await;
-    pool.close().await;
+    users.close().await;
     Ok(slowest)
 }
 

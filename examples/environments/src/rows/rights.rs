@@ -40,7 +40,7 @@ const APP: &str = "
 /// A server whose schema is migrated and used by somebody who owns nothing.
 async fn with_app() -> Result<(Postgres, PgPool, Place)> {
     let postgres = Postgres::private().await?;
-    PgStore::connect(&postgres.url()).await?.migrate().await?;
+    Place::server(postgres.url()).connect().await?.migrate().await?;
     let admin = pool(&postgres.url()).await?;
     sqlx::raw_sql(APP).execute(&admin).await?;
     let place = Place::server(format!("postgres://app@127.0.0.1:{}/postgres", postgres.port()));
@@ -97,7 +97,8 @@ async fn owner() -> Result<Story> {
     let admin = pool(&postgres.url()).await?;
     let role = "CREATE ROLE owner LOGIN; GRANT CREATE ON DATABASE postgres TO owner";
     sqlx::raw_sql(role).execute(&admin).await?;
-    let store = PgStore::connect(&format!("postgres://owner@127.0.0.1:{}/postgres", postgres.port())).await?;
+    let place = Place::server(format!("postgres://owner@127.0.0.1:{}/postgres", postgres.port()));
+    let store = place.connect().await?;
     store.migrate().await?;
     sqlx::raw_sql("REVOKE ALL ON DATABASE postgres FROM owner, PUBLIC; GRANT CONNECT ON DATABASE postgres TO owner")
         .execute(&admin)
