@@ -30,7 +30,11 @@ impl Place {
 
     /// The options of a store here. All stores of all environments are connected with what this returns.
     pub fn options(&self) -> Result<PgStoreOptions> {
-        Ok(PgStore::options(&self.url)?.schema(&self.schema))
+        let options = PgStore::options(&self.url)?.schema(&self.schema);
+        Ok(match &self.past_pooler {
+            Some(direct) => options.transaction_pooler().direct(direct),
+            None => options,
+        })
     }
 
     /// Connects.

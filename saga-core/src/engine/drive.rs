@@ -166,6 +166,17 @@ impl Drive {
         drive
     }
 
+    /// The store found it due. Its own clock may disagree: that goes by the store's, which may have been set back since the saga was put there. What the store has waited for
+    /// has passed. (What is nearer than it is ever held for was not put there, and has not been waited for.)
+    pub(crate) fn is_due(&mut self) {
+        let now = self.now();
+        if let Some(due) = self.due_at()
+            && Duration::from_millis(due.saturating_sub(now)) > self.shared.config.hold
+        {
+            self.age.0 += due - now;
+        }
+    }
+
     /// Whether a worker died with it, and it has made no progress since.
     pub(crate) fn was_lost(&self) -> bool {
         self.deaths() > 0 && self.state.status() != Status::Parked

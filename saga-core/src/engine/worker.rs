@@ -103,7 +103,7 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
                     let slots = room.drain(..claimed.len().min(room.len()));
                     let (mut lost, mut left) = (vec![], false);
                     for (record, slot) in claimed.into_iter().zip(slots) {
-                        match run(&shared, &lease, record, slot) {
+                        match run(&shared, &lease, record, slot, *ripe) {
                             Claimed::Runs => {}
                             Claimed::Lost(drive) => lost.push(*drive),
                             Claimed::Left => left = true,
@@ -161,7 +161,7 @@ enum Claimed {
     Left,
 }
 
-fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphorePermit) -> Claimed {
+fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphorePermit, ripe: Ripe) -> Claimed {
     let definition = DefinitionId { name: record.name.clone(), version: record.version };
     let Some(process) = shared.processes.get(&definition) else {
         // The store answered with what was not asked for. The next round gives it back.
@@ -173,7 +173,10 @@ fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphore
     match journal::decode(&record.journal) {
         Ok(events) => {
             shared.unread.forget(record.saga);
-            let drive = Drive::new(process.clone(), lease.clone(), record, &events, mailbox, ended, place);
+            let mut drive = Drive::new(process.clone(), lease.clone(), record, &events, mailbox, ended, place);
+            if ripe == Ripe::Due {
+                drive.is_due();
+            }
             if drive.was_lost() {
                 return Claimed::Lost(Box::new(drive));
             }

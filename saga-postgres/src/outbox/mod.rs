@@ -68,8 +68,8 @@
 //! **A relay deletes without waiting for the disk** (`synchronous_commit = off`): what a crash of the server brings back is a repeat.
 //!
 //! **Its connections are its own**, one a lane, made as those of the pool are: a broker that is slow takes no connection from the service. Through a pooler in transaction mode it sets its
-//! parameters in each transaction. `publish` works through any pooler: its statement has no name there, until [`migrate`](PgOutbox::migrate) or the start of a relay has found that no pooler shares
-//! sessions; from then on it is planned once for each connection.
+//! parameters in each transaction. `publish` works through any pooler: its statement has no name, since a name could be another client's there. That is one round trip more, which
+//! [`publish_all`](PgOutbox::publish_all) takes once for all.
 //!
 //! # Parked events
 //!
@@ -105,7 +105,7 @@ pub use numbers::{Latency, Numbers};
 pub use operator::{Lag, Parked};
 pub use relay::{Relay, RelayOptions};
 
-use crate::{SetupError, connection::Keeps, migrations};
+use crate::{SetupError, migrations};
 use numbers::Counters;
 use queries::OutboxQueries;
 use row::Columns;
@@ -117,10 +117,7 @@ use saga_core::{
     transport::{Outgoing, Transport},
 };
 use sqlx::{PgConnection, PgPool, Postgres, SqlStr, Transaction, postgres::PgArguments, query::Query};
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
 use tokio::sync::watch;
 
 /// Keys are spread over so many shards. Fixed: it is written into every row.
@@ -184,16 +181,8 @@ struct Inner {
     max_message_bytes: usize,
     queries: OutboxQueries,
     tracing: Tracing,
-    /// Whether the users' connections are known to keep their sessions.
-    keeps_sessions: AtomicBool,
     /// Marked when something was committed.
     committed: watch::Sender<()>,
-}
-
-impl Inner {
-    fn found(&self, keeps: Keeps) {
-        self.keeps_sessions.store(keeps == Keeps::Sessions, Ordering::Relaxed);
-    }
 }
 
 impl PgOutbox {
@@ -217,8 +206,7 @@ impl PgOutbox {
         let queries = OutboxQueries::new(&options.schema, options.edit);
         let PgOutboxOptions { pool, source, schema, max_message_bytes, .. } = options;
         let (tracing, committed) = (Tracing::default(), watch::Sender::new(()));
-        let keeps_sessions = AtomicBool::new(false);
-        let inner = Inner { pool, source, schema, max_message_bytes, queries, tracing, keeps_sessions, committed };
+        let inner = Inner { pool, source, schema, max_message_bytes, queries, tracing, committed };
         Self { inner: Arc::new(inner) }
     }
 
@@ -228,14 +216,12 @@ impl PgOutbox {
     /// # Errors
     /// [`SetupError::Migration`], [`SetupError::TooNew`], [`SetupError::Postgres`].
     pub async fn migrate(&self) -> Result<(), SetupError> {
-        let keeps = migrations::run_on(&self.inner.pool, &self.inner.schema).await?;
-        self.inner.found(keeps);
-        Ok(())
+        migrations::run_on(&self.inner.pool, &self.inner.schema).await.map(drop)
     }
 
-    /// A statement for a user's connection. It has a name only where it is known that no pooler shares sessions between transactions: there it would be another client's name.
+    /// A statement for a user's connection. It has no name: where a pooler shares sessions between transactions, that could be another client's.
     fn query(&self, sql: &SqlStr) -> Query<'static, Postgres, PgArguments> {
-        sqlx::query(sql.clone()).persistent(self.inner.keeps_sessions.load(Ordering::Relaxed))
+        sqlx::query(sql.clone()).persistent(false)
     }
 
     /// Writes an event about `key` in a transaction. It leaves if and only if that commits.

@@ -103,7 +103,6 @@ async fn way(outbox: &PgOutbox, lease: Duration) -> Result<Route, SetupError> {
     let named = user.application_name(&format!("{} outbox relay", inner.schema));
     let route = Route::new(vec![named], Settings::of_a_relay(lease), Keeps::Sessions, Lent::PATIENCE);
     let keeps = route.explore().await?;
-    inner.found(keeps);
     Ok(route.keeping(keeps))
 }
 

@@ -38,7 +38,7 @@ pub const ROWS: &[Row] = &[
     Row {
         environment: "PgBouncer as packaged, transaction mode",
         short: true,
-        run: |world| Box::pin(untracked(world, Version::Packaged)),
+        run: |world| Box::pin(shared(world, Version::Packaged, UNTRACKED)),
     },
     Row {
         environment: "PgBouncer as packaged, transaction mode that nobody mentioned",
@@ -58,12 +58,12 @@ pub const ROWS: &[Row] = &[
     Row {
         environment: "PgBouncer 1.24, transaction mode, statements tracked",
         short: false,
-        run: |world| Box::pin(tracked(world, Version::Newer, TRACKED)),
+        run: |world| Box::pin(shared(world, Version::Newer, TRACKED)),
     },
     Row {
         environment: "PgBouncer 1.24, transaction mode, statements not tracked",
         short: false,
-        run: |world| Box::pin(untracked(world, Version::Newer)),
+        run: |world| Box::pin(shared(world, Version::Newer, UNTRACKED)),
     },
     Row {
         environment: "PgBouncer 1.24, transaction mode that nobody mentioned",
@@ -78,9 +78,10 @@ async fn session(world: &World, version: Version, settings: &str) -> Result<Stor
     pooled(world, &postgres, &pooler, Place::server(pooler.url())).await
 }
 
-async fn tracked(world: &World, version: Version, settings: &str) -> Result<Story> {
+/// Sessions are shared between transactions, and the store is told so.
+async fn shared(world: &World, version: Version, settings: &str) -> Result<Story> {
     let postgres = Postgres::private().await?;
-    let pooler = PgBouncer::start(world, version, postgres.port(), settings).await?;
+    let pooler = in_transaction_mode(world, version, postgres.port(), settings).await?;
     pooled(world, &postgres, &pooler, Place::transaction_pooler(pooler.url(), postgres.url())).await
 }
 
@@ -138,14 +139,6 @@ async fn while_a_key_is_held(postgres: &Postgres, stage: &Stage) -> Result<Durat
     engine.shutdown(Duration::from_secs(1)).await;
     users.close().await;
     Ok(slowest)
-}
-
-async fn untracked(world: &World, version: Version) -> Result<Story> {
-    let postgres = Postgres::private().await?;
-    let pooler = in_transaction_mode(world, version, postgres.port(), UNTRACKED).await?;
-    let place = Place::transaction_pooler(pooler.url(), postgres.url());
-    let refused = refusal::expect(&place, Start::Migrating, &["max_prepared_statements"]).await?;
-    Ok(Story::refused(format!("{}, {refused}", pooler.version)))
 }
 
 /// Nobody has said that the URL goes through a pooler in transaction mode, and the best of them would not do.

@@ -90,7 +90,10 @@ impl Callers {
     /// A row of the user's own, the saga, and an event: all of them stand, or none does.
     async fn transaction(&self, key: &str, order: Order) -> Result<Started<Errand>> {
         let mut tx = self.users.begin().await?;
-        let sql = sqlx::query("INSERT INTO shop.purchase VALUES ($1, $2) ON CONFLICT DO NOTHING").bind(key);
+        let sql = sqlx::query("INSERT INTO shop.purchase VALUES ($1, $2) ON CONFLICT DO NOTHING")
+            // It may go through a pooler that does not know names.
+            .persistent(false)
+            .bind(key);
         let new = sql.bind(self.events.is_some()).execute(&mut *tx).await?.rows_affected() == 1;
         if let (Some(events), true) = (&self.events, new) {
             events.purchased(&mut tx, key).await?;
