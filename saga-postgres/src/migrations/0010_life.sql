@@ -1,9 +1,9 @@
 -- Who is alive, and who only seemed to be dead.
 
 ALTER TABLE {schema}.saga
-    ADD COLUMN IF NOT EXISTS lost_with uuid[] NOT NULL DEFAULT '{}',
+    ADD COLUMN IF NOT EXISTS lost_with uuid[],
     ADD COLUMN IF NOT EXISTS due_from timestamptz;
-COMMENT ON COLUMN {schema}.saga.lost_with IS 'one place for each lapse: the worker that was lost, NULL if it came back';
+COMMENT ON COLUMN {schema}.saga.lost_with IS 'one place for each lapse, if there was any: the worker that was lost, NULL if it came back';
 COMMENT ON COLUMN {schema}.saga.due_from IS 'when due_at was written: one that lies in the future shows that the clock was set back';
 ALTER TABLE {schema}.saga_worker
     ADD COLUMN IF NOT EXISTS lease_ms bigint,
@@ -13,7 +13,7 @@ COMMENT ON COLUMN {schema}.saga_worker.reads IS 'the newest format of journals t
 
 -- next transaction
 -- Serves workers that come back.
-CREATE INDEX CONCURRENTLY IF NOT EXISTS saga_lost_with ON {schema}.saga USING gin (lost_with) WHERE lost_with <> '{}';
+CREATE INDEX CONCURRENTLY IF NOT EXISTS saga_lost_with ON {schema}.saga USING gin (lost_with) WHERE lost_with IS NOT NULL;
 
 -- next transaction
 -- Serves the search for what waits for a time that will not come.

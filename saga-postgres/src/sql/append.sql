@@ -19,7 +19,7 @@ WITH locked AS MATERIALIZED (
     SET status = coalesce(l.status, s.status),
         owner = CASE WHEN NOT l.release THEN s.owner END,
         due_at = CASE WHEN l.release THEN now() + l.due_in_ms * interval '1 millisecond' END,
-        due_from = CASE WHEN l.release THEN now() END,
+        due_from = CASE WHEN l.release AND l.due_in_ms IS NOT NULL THEN now() END,
         changed_at = now()
     FROM locked l
     WHERE s.id = l.id AND l.mine AND (l.release OR l.status IS NOT NULL)

@@ -5,7 +5,7 @@ WITH own AS MATERIALIZED (
 UPDATE {schema}.saga s
 SET owner = NULL, due_at = now(), due_from = now(), epoch = s.epoch + 1, lapses = s.lapses + 1,
     lost_with = array_append(
-        s.lost_with || array_fill('00000000-0000-0000-0000-000000000000'::uuid, ARRAY[greatest(s.lapses - cardinality(s.lost_with), 0)]), NULL)
+        coalesce(s.lost_with, '{}') || array_fill('00000000-0000-0000-0000-000000000000'::uuid, ARRAY[greatest(s.lapses - coalesce(cardinality(s.lost_with), 0), 0)]), NULL)
 FROM own
 WHERE s.id = own.id
 RETURNING s.id

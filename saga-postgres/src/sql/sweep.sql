@@ -5,7 +5,7 @@ WITH orphaned AS MATERIALIZED (
 UPDATE {schema}.saga s
 SET owner = NULL, due_at = now(), due_from = now(), epoch = s.epoch + 1, lapses = s.lapses + 1,
     -- An earlier release counted without it: what is not known is nobody who comes back.
-    lost_with = s.lost_with || array_fill('00000000-0000-0000-0000-000000000000'::uuid, ARRAY[greatest(s.lapses - cardinality(s.lost_with), 0)]) || s.owner
+    lost_with = coalesce(s.lost_with, '{}') || array_fill('00000000-0000-0000-0000-000000000000'::uuid, ARRAY[greatest(s.lapses - coalesce(cardinality(s.lost_with), 0), 0)]) || s.owner
 FROM orphaned
 WHERE s.id = orphaned.id
 RETURNING s.id
