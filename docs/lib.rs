@@ -27,6 +27,9 @@ pub mod promises {}
 #[doc = include_str!("src/operations.md")]
 pub mod operations {}
 
+#[doc = include_str!("src/environments.md")]
+pub mod environments {}
+
 #[doc = include_str!("src/observability.md")]
 pub mod observability {}
 

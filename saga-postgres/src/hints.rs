@@ -104,8 +104,8 @@ impl Hints {
         let server = route.primary().await.map_err(|error| error.to_string())?;
         let told = |error: sqlx::Error| error.to_string();
         // A pool of one: that is how the library makes a listener.
-        let pool =
-            PgPoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None).connect_lazy_with(server);
+        let pool = PgPoolOptions::new().max_connections(1).idle_timeout(None).max_lifetime(None);
+        let pool = route.settings().on(pool).connect_lazy_with(server);
         let mut listener = in_time(PgListener::connect_with(&pool)).await.map_err(told)?;
         listener.eager_reconnect(false);
         in_time(listener.listen(channel)).await.map_err(told)?;

@@ -282,7 +282,7 @@ async fn a_relay_that_could_not_work_does_not_start() {
     assert!(error.to_string().contains("the outbox takes events of up to 1000000 bytes"), "{error}");
     let elsewhere = PgOutbox::options(setup.pool.clone(), "tests").schema("not_there").build().unwrap();
     let error = elsewhere.relay(Broker::new()).start().await.unwrap_err();
-    assert!(error.to_string().contains("run `PgOutbox::migrate` first"), "{error}");
+    assert!(error.to_string().contains("run `migrate()` first"), "{error}");
     let error = PgOutbox::options(setup.pool.clone(), "tests").schema("Not a name").build().unwrap_err();
     assert!(error.to_string().contains("cannot be the name of a schema"), "{error}");
 }

@@ -1,7 +1,7 @@
 //! What a session is like, whatever the defaults of the server, the database and the role are.
 
 use crate::SetupError;
-use sqlx::{AssertSqlSafe, PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row, postgres::PgPoolOptions};
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -56,6 +56,15 @@ impl Settings {
         ];
         values.extend(synchronous_commit.map(|value| ("synchronous_commit", value.into())));
         Self { values }
+    }
+
+    /// Sets up the sessions of a pool that the library of connections makes.
+    pub(crate) fn on(&self, pool: PgPoolOptions) -> PgPoolOptions {
+        let settings = self.clone();
+        pool.after_connect(move |connection, _| {
+            let settings = settings.clone();
+            Box::pin(async move { settings.set(connection).await })
+        })
     }
 
     /// Sets up a session.

@@ -101,14 +101,10 @@ impl PgStoreOptions {
         let mut first = aside.open().await?;
         supported(first.connection().server_version_num())?;
         let own = Connections::new(route.clone(), self.connections, self.patience);
-        let settings = route.settings().clone();
         let pool = PgPoolOptions::new().max_connections(self.connections).acquire_timeout(self.patience);
         let pool = match self.keeps {
             Keeps::Transactions => pool,
-            Keeps::Sessions => pool.after_connect(move |connection, _| {
-                let settings = settings.clone();
-                Box::pin(async move { settings.set(connection).await })
-            }),
+            Keeps::Sessions => route.settings().on(pool),
         };
         let pool = pool.connect_lazy_with(route.server().clone());
         let queries = Queries::new(&self.schema, self.edit);

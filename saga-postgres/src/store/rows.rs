@@ -51,7 +51,11 @@ pub(super) fn age(row: &PgRow, journaled: Option<DateTime<Utc>>) -> Result<Durat
 /// The numbers of the lapses whose workers came back.
 fn survived(row: &PgRow) -> Result<Vec<u32>, StoreError> {
     let lost_with: Option<Vec<Option<Uuid>>> = column(row, "lost_with")?;
-    Ok((1..).zip(lost_with.unwrap_or_default()).filter(|(_, worker)| worker.is_none()).map(|(number, _)| number).collect())
+    Ok((1..)
+        .zip(lost_with.unwrap_or_default())
+        .filter(|(_, worker)| worker.is_none())
+        .map(|(number, _)| number)
+        .collect())
 }
 
 pub(super) fn mail(row: &PgRow) -> Result<Mail, StoreError> {
