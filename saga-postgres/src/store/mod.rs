@@ -49,6 +49,8 @@ use watch::Watch;
 const AT_A_TIME: i64 = 500;
 /// The pause before rows are tried again that somebody held.
 const AGAIN: Duration = Duration::from_millis(20);
+/// How long rows are waited for that somebody holds.
+const A_MOMENT: Duration = Duration::from_millis(500);
 
 /// Sagas in Postgres. Cheap to clone.
 ///
@@ -389,16 +391,20 @@ impl Store for PgStore {
     }
 
     async fn returned(&self, worker: WorkerId) -> Result<(), StoreError> {
-        let (worker, queries) = (worker.as_uuid(), self.queries());
+        let (worker, queries, began) = (worker.as_uuid(), self.queries(), Instant::now());
         loop {
+            let mut some = 0;
             for sql in [&queries.returned_owned, &queries.returned_swept] {
-                self.rows(self.query(sql).bind(worker).bind(AT_A_TIME)).await?;
+                some += self.rows(self.query(sql).bind(worker).bind(AT_A_TIME)).await?.len();
             }
             // Rows that somebody holds at this moment were passed over.
             let left = self.rows(self.query(&queries.returned_left).bind(worker)).await?;
             match left.first() {
-                Some(row) if column(row, "some")? => sleep(AGAIN).await,
-                _ => break,
+                Some(row) if !column::<bool>(row, "some")? => break,
+                None => break,
+                _ if some > 0 => {}
+                _ if began.elapsed() < A_MOMENT => sleep(AGAIN).await,
+                _ => return Err(StoreError::Contention("somebody holds a saga of the worker that came back".into())),
             }
         }
         self.rows(self.query(&queries.leave).bind(worker)).await.map(drop)
