@@ -111,7 +111,13 @@ impl Standing {
         for (book, versions) in
             [("saga_migration", &mut standing.migrations), ("saga_addition", &mut standing.additions)]
         {
-            let there = in_schema(&format!("SELECT to_regclass('{{schema}}.{book}') IS NOT NULL AS there"), schema);
+            // By a look into the catalog: `to_regclass` may answer by what this session knew before it waited for the process that made the table.
+            let there = format!(
+                "SELECT EXISTS (
+                     SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                     WHERE n.nspname = '{schema}' AND c.relname = '{book}'
+                 ) AS there"
+            );
             let there = sqlx::raw_sql(AssertSqlSafe(there)).fetch_one(&mut *connection).await?;
             if there.try_get("there")? {
                 let read = in_schema(&format!("SELECT version FROM {{schema}}.{book} ORDER BY version"), schema);
