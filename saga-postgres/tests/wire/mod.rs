@@ -5,13 +5,13 @@ use std::{
     collections::HashSet,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU16, AtomicU64, Ordering},
     },
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Semaphore, watch},
     task::AbortHandle,
 };
 
@@ -22,6 +22,9 @@ pub(crate) struct Wire {
 }
 
 struct State {
+    server: AtomicU16,
+    /// How many connections there may be at a time; others wait before they are answered.
+    places: Arc<Semaphore>,
     next: AtomicU64,
     listeners: Mutex<Vec<u64>>,
     mode: watch::Sender<Mode>,
@@ -51,21 +54,34 @@ impl Drop for Wire {
 
 impl Wire {
     pub(crate) async fn to(server: u16) -> Self {
+        Self::with_places(server, Semaphore::MAX_PERMITS).await
+    }
+
+    pub(crate) async fn with_places(server: u16, places: usize) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let state = Arc::new(State { next: AtomicU64::new(0), listeners: Mutex::default(), mode: watch::Sender::default() });
+        let state = Arc::new(State {
+            server: server.into(),
+            places: Arc::new(Semaphore::new(places)),
+            next: AtomicU64::new(0),
+            listeners: Mutex::default(),
+            mode: watch::Sender::default(),
+        });
         let shared = state.clone();
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 if shared.mode.borrow().down {
                     continue;
                 }
-                let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else { continue };
                 let (id, cuts) = (shared.next.fetch_add(1, Ordering::SeqCst), shared.mode.borrow().cuts);
-                let (asks, answers) = (client.into_split(), server.into_split());
-                let there = pass_on(shared.clone(), id, cuts, asks.0, answers.1, true);
-                let back = pass_on(shared.clone(), id, cuts, answers.0, asks.1, false);
+                let shared = shared.clone();
                 tokio::spawn(async move {
+                    let _place = shared.places.clone().acquire_owned().await;
+                    let server = ("127.0.0.1", shared.server.load(Ordering::SeqCst));
+                    let Ok(server) = TcpStream::connect(server).await else { return };
+                    let (asks, answers) = (client.into_split(), server.into_split());
+                    let there = pass_on(shared.clone(), id, cuts, asks.0, answers.1, true);
+                    let back = pass_on(shared.clone(), id, cuts, answers.0, asks.1, false);
                     tokio::select! {
                         () = there => {}
                         () = back => {}
@@ -79,6 +95,11 @@ impl Wire {
     /// The same way as `url`, over this wire.
     pub(crate) fn url(&self, url: &str, port: u16) -> String {
         url.replace(&format!(":{port}/"), &format!(":{}/", self.port))
+    }
+
+    /// New connections lead to another server. Those that there are stay where they are.
+    pub(crate) fn lead_to(&self, server: u16) {
+        self.state.server.store(server, Ordering::SeqCst);
     }
 
     /// How many connections there were.
