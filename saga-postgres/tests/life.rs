@@ -9,7 +9,7 @@ use common::{Setup, definition, fresh, start};
 use saga_core::{
     Cx, Engine, Out, Outcome, Saga, SagaBuilder, StepError, WorkerId,
     machine::Status,
-    store::{Record, Ripe, Start, Store},
+    store::{Append, Mail, Record, Ripe, Start, Store, Then},
 };
 use saga_postgres::{PgStore, testing};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -362,4 +362,38 @@ async fn engines_that_come_and_go_leave_nothing_behind() {
     let open = format!("SELECT count(*) < 30 FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query LIKE '%{schema}%'");
     until(&store, open).await;
     drop(wire);
+}
+
+#[tokio::test]
+async fn a_row_that_somebody_holds_keeps_nobody_from_being_found_dead() {
+    let Setup { store, url, schema } = fresh(|_, sql| sql).await;
+    let lease = Duration::from_millis(300);
+    let (held, dead) = (WorkerId::generate(), WorkerId::generate());
+    for worker in [held, dead] {
+        store.join(worker, lease, &[definition()]).await.unwrap();
+    }
+    let ended = start(&store, "ended", Some(held)).await;
+    let mail = Mail { saga: ended, message: "late".into(), body: b"{}".to_vec() };
+    store.post(std::slice::from_ref(&mail)).await.unwrap();
+    let end = Append { status: Some(Status::Completed), then: Then::Release { due_in: None }, ..common::entry(ended, 1, 1) };
+    store.append(held, &[end]).await.unwrap();
+    let saga = start(&store, "k", Some(dead)).await;
+    let mut somebody = PgConnection::connect(&url).await.unwrap();
+    for held in [format!("saga_mailbox WHERE saga_id = '{ended}'"), format!("saga_worker WHERE id = '{held}'")] {
+        let mut tx = somebody.begin().await.unwrap();
+        sqlx::query(AssertSqlSafe(format!("SELECT FROM {schema}.{held} FOR UPDATE"))).execute(&mut *tx).await.unwrap();
+        eventually("the dead one is found", async || {
+            let _ = store.sweep(10).await;
+            store.owned(dead).await.unwrap().is_empty()
+        })
+        .await;
+        tx.rollback().await.unwrap();
+        run(&store, format!("UPDATE {schema}.saga SET owner = '{dead}', due_at = NULL WHERE id = '{saga}'")).await;
+        store.join(dead, lease, &[definition()]).await.unwrap();
+    }
+    eventually("and the late mail is dropped", async || {
+        let _ = store.sweep(10).await;
+        number(&store, format!("SELECT count(*) FROM {schema}.saga_mailbox")).await == 0
+    })
+    .await;
 }
