@@ -5,6 +5,7 @@
 mod common;
 mod wire;
 
+use chrono::{DateTime, Utc};
 use common::{Setup, definition, fresh, start};
 use saga_core::{
     Cx, Engine, Out, Outcome, Saga, SagaBuilder, StepError, WorkerId,
@@ -396,4 +397,50 @@ async fn a_row_that_somebody_holds_keeps_nobody_from_being_found_dead() {
         number(&store, format!("SELECT count(*) FROM {schema}.saga_mailbox")).await == 0
     })
     .await;
+}
+
+/// Makes both wait at an advisory lock, between their snapshot and what they do.
+fn paused(name: &str, sql: String) -> String {
+    match name {
+        "beat" => sql.replace("WHERE id = $1", "WHERE id = $1 AND (SELECT pg_advisory_xact_lock_shared(4711)) IS NOT NULL"),
+        "bury" => sql.replacen("    FROM ", "    FROM (SELECT pg_advisory_xact_lock_shared(4711)) AS pause, ", 1),
+        _ => sql,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_beat_and_a_burial_at_the_same_moment_agree() {
+    let Setup { store: slow, url, schema } = fresh(paused).await;
+    // Its statements do not wait.
+    let store = PgStore::options(&url).unwrap().schema(&schema).connect().await.unwrap();
+    let lease = Duration::from_millis(300);
+    let statement = |name: &str| slow.statements().into_iter().find(|(known, _)| *known == name).unwrap().1;
+    let mut gate = PgConnection::connect(&url).await.unwrap();
+    let (shut, open) = ("SELECT pg_advisory_lock(4711)", "SELECT pg_advisory_unlock(4711)");
+    let worker = WorkerId::generate();
+    store.join(worker, lease, &[definition()]).await.unwrap();
+    let saga = start(&store, "k", Some(worker)).await;
+
+    // A burial is under way when the worker beats.
+    let seen = format!("SELECT expires_at FROM {schema}.saga_worker");
+    let seen: DateTime<Utc> = sqlx::query_scalar(AssertSqlSafe(seen)).fetch_one(store.pool()).await.unwrap();
+    sqlx::query(shut).execute(&mut gate).await.unwrap();
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    let bury = sqlx::query(AssertSqlSafe(statement("bury"))).bind(vec![worker.as_uuid()]).bind(vec![seen]);
+    let burial = tokio::spawn(async move { bury.execute(&mut connection).await.unwrap().rows_affected() });
+    common::until_somebody_waits_for_an_advisory_lock(&mut gate).await;
+    assert!(store.beat(worker, lease).await.unwrap());
+    sqlx::query(open).execute(&mut gate).await.unwrap();
+    assert_eq!(burial.await.unwrap(), 0, "who beats was buried");
+
+    // A beat is under way when the worker is buried.
+    sqlx::query(shut).execute(&mut gate).await.unwrap();
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    let beat = sqlx::query(AssertSqlSafe(statement("beat"))).bind(worker.as_uuid()).bind(60_000_i64);
+    let beat = tokio::spawn(async move { beat.fetch_all(&mut connection).await.unwrap().len() });
+    common::until_somebody_waits_for_an_advisory_lock(&mut gate).await;
+    eventually("it is buried", async || store.sweep(10).await.unwrap() == 1).await;
+    sqlx::query(open).execute(&mut gate).await.unwrap();
+    assert_eq!(beat.await.unwrap(), 0, "who was buried beats");
+    assert_eq!(lapses(&store.read(saga).await.unwrap().unwrap()), (1, 0));
 }
