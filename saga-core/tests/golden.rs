@@ -116,8 +116,21 @@ fn every_kind_of_event_of_release_0_1_is_among_them() {
         .map(|event| event.as_object().unwrap().keys().next().unwrap().clone())
         .collect();
     let known = [
-        "awaiting", "cancel_requested", "commanded", "compensated", "compensation_retrying", "compensation_stuck", "failed", "lapsed", "parked",
-        "refused", "resumed", "retrying", "skipped", "stuck", "succeeded",
+        "awaiting",
+        "cancel_requested",
+        "commanded",
+        "compensated",
+        "compensation_retrying",
+        "compensation_stuck",
+        "failed",
+        "lapsed",
+        "parked",
+        "refused",
+        "resumed",
+        "retrying",
+        "skipped",
+        "stuck",
+        "succeeded",
     ];
     assert_eq!(kinds.iter().map(String::as_str).collect::<Vec<_>>(), known);
 }

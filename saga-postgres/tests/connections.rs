@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod broker;
+mod common;
 #[path = "chaos/proxy.rs"]
 #[allow(dead_code, reason = "a part of it is used")]
 mod cuts;
-mod common;
 mod participant;
 mod wire;
 
@@ -227,7 +227,10 @@ async fn nothing_is_left_of_dropped_calls(options: impl Fn(PgStoreOptions) -> Pg
         let begun = new_start(&format!("k{seq}"), None);
         let _ = for_so_many_waits(waits, store.start(std::slice::from_ref(&begun))).await;
         let again = async || store.start(std::slice::from_ref(&begun)).await;
-        eventually("it is started", async || again().await.is_ok_and(|started| started == [saga_core::store::Started::New])).await;
+        eventually("it is started", async || {
+            again().await.is_ok_and(|started| started == [saga_core::store::Started::New])
+        })
+        .await;
         let mail = Mail { saga, message: format!("m{seq}"), body: b"{}".to_vec() };
         let _ = for_so_many_waits(waits, store.post(std::slice::from_ref(&mail))).await;
         let _ = for_so_many_waits(waits, store.mail(worker, 10)).await;
@@ -242,7 +245,9 @@ async fn nothing_is_left_of_dropped_calls(options: impl Fn(PgStoreOptions) -> Pg
     let record = store.read(saga).await.unwrap().unwrap();
     assert_eq!((record.journal.len(), record.epoch), (39, 1));
     // No transaction stays open, no session stays behind.
-    let open = format!("SELECT count(*) FROM pg_stat_activity WHERE application_name = '{schema}' AND state LIKE 'idle in transaction%'");
+    let open = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = '{schema}' AND state LIKE 'idle in transaction%'"
+    );
     let all = format!("SELECT count(*) FROM pg_stat_activity WHERE application_name = '{schema}'");
     let direct = PgPool::connect(&url.replace("application_name=", "application_name=not_")).await.unwrap();
     for (what, at_most) in [(open, 0), (all, 4)] {
@@ -280,13 +285,19 @@ async fn a_commit_whose_answer_is_lost_is_unknown_and_is_resolved() {
         let append = [entry(saga, 1, 1)];
         let lost = store.append(worker, &append).await;
         assert!(matches!(lost, Err(StoreError::Unavailable(_))), "{when:?}: {lost:?}");
-        eventually("it is written", async || store.append(worker, &append).await.is_ok_and(|all| all == [Appended::Written])).await;
+        eventually("it is written", async || {
+            store.append(worker, &append).await.is_ok_and(|all| all == [Appended::Written])
+        })
+        .await;
         assert_eq!(store.append(worker, &append).await.unwrap(), [Appended::Written]);
         assert_eq!(store.read(saga).await.unwrap().unwrap().journal.len(), 1);
         proxy.cut_next(What::Transaction, when);
         let begun = [new_start(&format!("start {when:?}"), None)];
         assert!(matches!(store.start(&begun).await, Err(StoreError::Unavailable(_))));
-        eventually("it is started", async || store.start(&begun).await.is_ok_and(|all| all == [saga_core::store::Started::New])).await;
+        eventually("it is started", async || {
+            store.start(&begun).await.is_ok_and(|all| all == [saga_core::store::Started::New])
+        })
+        .await;
     }
 }
 
@@ -313,7 +324,11 @@ async fn a_former_primary_is_left_by_all() {
     run(&former.url(), "ALTER SYSTEM SET default_transaction_read_only = on;\nSELECT pg_reload_conf()").await;
     let there = PgStore::connect(&new.url()).await.unwrap();
     let saga = start(&there, "k", None).await;
-    eventually("the store asks the new primary", async || matches!(store.find("order", "k").await, Ok(Some(found)) if found == saga)).await;
+    eventually(
+        "the store asks the new primary",
+        async || matches!(store.find("order", "k").await, Ok(Some(found)) if found == saga),
+    )
+    .await;
     let pool = PgPool::connect(&new.url()).await.unwrap();
     let theirs = PgOutbox::options(pool.clone(), "tests").schema("saga").build().unwrap();
     let mut tx = pool.begin().await.unwrap();
@@ -342,7 +357,10 @@ async fn of_several_servers_the_primary_is_used() {
     store.migrate().await.unwrap();
     start(&store, "k", None).await;
     let only_one = standby.url();
-    eventually("it is read-only", async || matches!(PgStore::connect(&only_one).await, Err(SetupError::ReadOnly { .. }))).await;
+    eventually("it is read-only", async || {
+        matches!(PgStore::connect(&only_one).await, Err(SetupError::ReadOnly { .. }))
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -467,7 +485,8 @@ async fn rows_that_a_policy_hides_are_an_error_at_the_start() {
         Engine::builder(store).register::<Order>(()).unwrap().start().await.map(drop).map_err(|error| error.to_string())
     };
     assert!(start().await.unwrap_err().contains("rights"), "it may not even use the schema");
-    let grants = "GRANT USAGE ON SCHEMA saga TO app;\nGRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA saga TO app";
+    let grants =
+        "GRANT USAGE ON SCHEMA saga TO app;\nGRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA saga TO app";
     run(&owner, grants).await;
     start().await.unwrap();
     run(&owner, "ALTER TABLE saga.saga ENABLE ROW LEVEL SECURITY").await;

@@ -94,7 +94,8 @@ async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
 /// Waits until a query answers with true.
 async fn until(store: &PgStore, sql: String) {
     eventually(&sql, async || {
-        let answer: Option<bool> = sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_one(store.pool()).await.unwrap();
+        let answer: Option<bool> =
+            sqlx::query_scalar(AssertSqlSafe(sql.clone())).fetch_one(store.pool()).await.unwrap();
         answer == Some(true)
     })
     .await;
@@ -216,15 +217,24 @@ async fn what_was_put_back_in_a_future_that_does_not_come_is_due_again() {
     let Setup { store, schema, .. } = fresh(|_, sql| sql).await;
     let (due, waiting) = (start(&store, "due", None).await, start(&store, "waiting", None).await);
     // As a server has it whose clock was an hour ahead: one was due at once, the other one in ten minutes.
-    run(&store, format!("UPDATE {schema}.saga SET due_at = due_at + interval '1 hour', due_from = due_from + interval '1 hour'")).await;
-    run(&store, format!("UPDATE {schema}.saga SET due_at = due_at + interval '10 minutes' WHERE key = 'waiting'")).await;
+    run(
+        &store,
+        format!(
+            "UPDATE {schema}.saga SET due_at = due_at + interval '1 hour', due_from = due_from + interval '1 hour'"
+        ),
+    )
+    .await;
+    run(&store, format!("UPDATE {schema}.saga SET due_at = due_at + interval '10 minutes' WHERE key = 'waiting'"))
+        .await;
     let worker = WorkerId::generate();
     store.join(worker, LONG, &[definition()]).await.unwrap();
     assert!(store.claim(worker, &[definition()], Ripe::Due, 10).await.unwrap().is_empty());
     store.sweep(10).await.unwrap();
     let claimed = store.claim(worker, &[definition()], Ripe::Due, 10).await.unwrap();
     assert_eq!(claimed.iter().map(|record| record.saga).collect::<Vec<_>>(), [due]);
-    let left = format!("SELECT (due_at - now()) BETWEEN '9 minutes' AND '10 minutes' FROM {schema}.saga WHERE id = '{waiting}'");
+    let left = format!(
+        "SELECT (due_at - now()) BETWEEN '9 minutes' AND '10 minutes' FROM {schema}.saga WHERE id = '{waiting}'"
+    );
     until(&store, left).await;
 }
 
@@ -335,7 +345,10 @@ fn a_worker_whose_runtime_has_ended_is_dead() {
     });
     // Not the engine, which somebody keeps in a static.
     service.shutdown_background();
-    tests.block_on(until(&store, format!("SELECT bool_and(expires_at < now() - interval '1 second') FROM {schema}.saga_worker")));
+    tests.block_on(until(
+        &store,
+        format!("SELECT bool_and(expires_at < now() - interval '1 second') FROM {schema}.saga_worker"),
+    ));
     drop(engine);
 }
 
@@ -360,7 +373,8 @@ async fn engines_that_come_and_go_leave_nothing_behind() {
     }
     // Other tests of this process have one each.
     eventually("their threads end", async || beating() < 30).await;
-    let open = format!("SELECT count(*) < 30 FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query LIKE '%{schema}%'");
+    let open =
+        format!("SELECT count(*) < 30 FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query LIKE '%{schema}%'");
     until(&store, open).await;
     drop(wire);
 }
@@ -376,7 +390,8 @@ async fn a_row_that_somebody_holds_keeps_nobody_from_being_found_dead() {
     let ended = start(&store, "ended", Some(held)).await;
     let mail = Mail { saga: ended, message: "late".into(), body: b"{}".to_vec() };
     store.post(std::slice::from_ref(&mail)).await.unwrap();
-    let end = Append { status: Some(Status::Completed), then: Then::Release { due_in: None }, ..common::entry(ended, 1, 1) };
+    let end =
+        Append { status: Some(Status::Completed), then: Then::Release { due_in: None }, ..common::entry(ended, 1, 1) };
     store.append(held, &[end]).await.unwrap();
     let saga = start(&store, "k", Some(dead)).await;
     let mut somebody = PgConnection::connect(&url).await.unwrap();
@@ -402,7 +417,9 @@ async fn a_row_that_somebody_holds_keeps_nobody_from_being_found_dead() {
 /// Makes both wait at an advisory lock, between their snapshot and what they do.
 fn paused(name: &str, sql: String) -> String {
     match name {
-        "beat" => sql.replace("WHERE id = $1", "WHERE id = $1 AND (SELECT pg_advisory_xact_lock_shared(4711)) IS NOT NULL"),
+        "beat" => {
+            sql.replace("WHERE id = $1", "WHERE id = $1 AND (SELECT pg_advisory_xact_lock_shared(4711)) IS NOT NULL")
+        }
         "bury" => sql.replacen("    FROM ", "    FROM (SELECT pg_advisory_xact_lock_shared(4711)) AS pause, ", 1),
         _ => sql,
     }

@@ -92,7 +92,12 @@ impl Old {
         let sql = fs::read_to_string(fixtures().join("schema.sql")).unwrap().replace("{schema}", &schema);
         let mut connection = PgConnection::connect(&url).await.unwrap();
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
-        let own = [("lock_timeout", "100"), ("statement_timeout", "30000"), ("plan_cache_mode", "force_generic_plan"), ("enable_seqscan", "off")];
+        let own = [
+            ("lock_timeout", "100"),
+            ("statement_timeout", "30000"),
+            ("plan_cache_mode", "force_generic_plan"),
+            ("enable_seqscan", "off"),
+        ];
         let options = url.parse::<sqlx::postgres::PgConnectOptions>().unwrap().options(own);
         let pool = PgPoolOptions::new().max_connections(4).connect_with(options).await.unwrap();
         Self { url, schema, pool }
@@ -132,7 +137,8 @@ struct OldWorker<'o> {
 impl<'o> OldWorker<'o> {
     async fn join(old: &'o Old) -> Self {
         let id = Uuid::now_v7();
-        let join = sqlx::query(old.sql("join")).bind(id).bind(60_000_i64).bind(["traffic"].as_slice()).bind([1].as_slice());
+        let join =
+            sqlx::query(old.sql("join")).bind(id).bind(60_000_i64).bind(["traffic"].as_slice()).bind([1].as_slice());
         join.execute(&old.pool).await.unwrap();
         Self { old, id }
     }
@@ -166,7 +172,8 @@ impl<'o> OldWorker<'o> {
     async fn end(&self, saga: Uuid, epoch: i64) -> bool {
         let rows = again(async || {
             let none: (&[Uuid], &[&str]) = (&[], &[]);
-            let append = sqlx::query(self.old.sql("append")).bind(self.id).bind(vec![saga]).bind(vec![epoch]).bind(vec![1]);
+            let append =
+                sqlx::query(self.old.sql("append")).bind(self.id).bind(vec![saga]).bind(vec![epoch]).bind(vec![1]);
             let append = append.bind(vec![b"[]".as_slice()]).bind(vec![3_i16]).bind(vec![true]).bind(vec![None::<i64>]);
             let rows = append.bind(none.0).bind(none.1).fetch_all(&self.old.pool).await?;
             // Busy: it is tried again.
@@ -232,12 +239,34 @@ async fn a_schema_of_release_0_1_is_migrated_under_its_traffic_and_its_sagas_go_
     let engine = builder.configure(|config| config.lease = Duration::from_secs(1)).start().await.unwrap();
     let sagas = engine.sagas::<Delivery>();
     let mut ends = BTreeMap::new();
-    for key in ["completed", "refused", "parked", "retried", "undone", "reserving", "capturing", "delivering", "cancelled", "never begun", "killed three times"] {
+    for key in [
+        "completed",
+        "refused",
+        "parked",
+        "retried",
+        "undone",
+        "reserving",
+        "capturing",
+        "delivering",
+        "cancelled",
+        "never begun",
+        "killed three times",
+    ] {
         let saga = sagas.find(key).await.unwrap().unwrap();
-        ends.insert(key, timeout(PATIENCE, saga.outcome()).await.unwrap_or_else(|_| panic!("{key} never ends")).unwrap());
+        ends.insert(
+            key,
+            timeout(PATIENCE, saga.outcome()).await.unwrap_or_else(|_| panic!("{key} never ends")).unwrap(),
+        );
     }
     let completed = |text: &str| Outcome::Completed(format!("delivered {text}"));
-    for (key, text) in [("completed", "completed 7"), ("retried", "retried 7"), ("reserving", "reserving 8"), ("capturing", "capturing 7"), ("delivering", "delivering 7"), ("never begun", "never begun 8")] {
+    for (key, text) in [
+        ("completed", "completed 7"),
+        ("retried", "retried 7"),
+        ("reserving", "reserving 8"),
+        ("capturing", "capturing 7"),
+        ("delivering", "delivering 7"),
+        ("never begun", "never begun 8"),
+    ] {
         assert_eq!(ends[key], completed(text), "{key}");
     }
     for key in ["refused", "undone", "cancelled"] {
@@ -465,10 +494,14 @@ async fn an_index_whose_building_was_broken_off_is_built_anew() {
             async move { store.migrate().await }
         });
         let mut tx = reader.begin().await.unwrap();
-        sqlx::raw_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class").execute(&mut *tx).await.unwrap();
+        sqlx::raw_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class")
+            .execute(&mut *tx)
+            .await
+            .unwrap();
         let began = Instant::now();
         let ended = loop {
-            let pid: Option<i32> = sqlx::query_scalar(AssertSqlSafe(building.clone())).fetch_optional(&old.pool).await.unwrap();
+            let pid: Option<i32> =
+                sqlx::query_scalar(AssertSqlSafe(building.clone())).fetch_optional(&old.pool).await.unwrap();
             match pid {
                 Some(pid) => {
                     sqlx::query("SELECT pg_terminate_backend($1)").bind(pid).execute(&old.pool).await.unwrap();

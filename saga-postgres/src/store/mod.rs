@@ -45,6 +45,9 @@ use tokio::{
 use uuid::Uuid;
 use watch::Watch;
 
+/// Entries, and when the last one was written.
+type Journal = (Vec<Vec<u8>>, Option<DateTime<Utc>>);
+
 /// How many rows are changed at a time where nobody says so.
 const AT_A_TIME: i64 = 500;
 /// The pause before rows are tried again that somebody held.
@@ -247,7 +250,7 @@ impl PgStore {
             return Ok(vec![]);
         }
         let ids: Vec<Uuid> = records.iter().map(|(_, record)| record.saga.as_uuid()).collect();
-        let mut journals: HashMap<Uuid, (Vec<Vec<u8>>, Option<DateTime<Utc>>)> = HashMap::new();
+        let mut journals: HashMap<Uuid, Journal> = HashMap::new();
         for row in self.rows(self.query(&self.queries().journals).bind(&ids)).await? {
             let (journal, latest) = journals.entry(column(&row, "saga_id")?).or_default();
             journal.push(column(&row, "entry")?);
