@@ -391,6 +391,15 @@ async fn a_schema_that_is_not_there_is_said_at_the_start() {
 
 // Settings and rights
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_without_patience_is_no_pooler() {
+    let postgres = testing::Postgres::private().await.unwrap();
+    let url = as_role(&postgres, &[("idle_in_transaction_session_timeout", "1ms")]).await;
+    for _ in 0..20 {
+        PgStore::connect(&url).await.unwrap();
+    }
+}
+
 async fn an_order_ends(store: &PgStore) {
     let engine = Engine::builder(store.clone()).register::<Order>(()).unwrap().start().await.unwrap();
     let order = engine.sagas::<Order>().submit("k", 4).await.unwrap();
@@ -441,9 +450,9 @@ async fn what_a_role_has_set_changes_nothing() {
     let hostile = [
         ("default_transaction_isolation", "serializable"),
         ("default_transaction_deferrable", "on"),
-        ("statement_timeout", "300ms"),
+        ("statement_timeout", "400ms"),
         ("lock_timeout", "1ms"),
-        ("idle_session_timeout", "100ms"),
+        ("idle_session_timeout", "400ms"),
         ("idle_in_transaction_session_timeout", "1ms"),
         ("synchronous_commit", "off"),
         ("row_security", "on"),

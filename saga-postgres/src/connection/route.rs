@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// How long a second connection is waited for.
 const A_WHILE: Duration = Duration::from_secs(2);
+const LOOKS: u32 = 3;
 const A_MOMENT: Duration = Duration::from_millis(50);
 
 /// How to come to a session of ours: at the first of these servers that can write.
@@ -107,7 +108,7 @@ impl Route {
             let (address, share) = (address(server), self.patience / u32::try_from(self.servers.len()).unwrap_or(1));
             let late =
                 SetupError::Unreachable { address: address.clone(), reason: format!("no answer within {share:?}") };
-            match timeout(share, keeps(server, &address)).await.unwrap_or(Err(late)) {
+            match timeout(share, explored(server, &address)).await.unwrap_or(Err(late)) {
                 Ok(keeps) => return Ok(keeps),
                 Err(error) => refusals.push(error),
             }
@@ -156,6 +157,17 @@ async fn connect(server: &PgConnectOptions, address: &str) -> Result<PgConnectio
 /// Whether the server, the database or the role has no place for another connection.
 fn is_full(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("53300"))
+}
+
+/// A connection that ends while it is looked at says nothing: the role's patience with one that is idle may be short.
+async fn explored(server: &PgConnectOptions, address: &str) -> Result<Keeps, SetupError> {
+    for _ in 0..LOOKS {
+        match keeps(server, address).await {
+            Err(SetupError::Postgres { .. }) => sleep(A_MOMENT).await,
+            known => return known,
+        }
+    }
+    keeps(server, address).await
 }
 
 async fn keeps(server: &PgConnectOptions, address: &str) -> Result<Keeps, SetupError> {
