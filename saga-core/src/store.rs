@@ -252,7 +252,11 @@ pub trait Store: Send + Sync + 'static {
     async fn leave(&self, worker: WorkerId) -> Result<(), StoreError>;
 
     /// The process of a worker whose lease lapsed speaks again: it was silent, not dead. What the worker still owns lapses and is due at once; these losses, and those
-    /// that a sweep has counted meanwhile, are [survived](Record::survived). The worker is forgotten. Called before the process joins anew.
+    /// that a sweep has counted meanwhile, are [survived](Record::survived). The worker is forgotten. Called before the process joins anew, and again for some minutes: what the worker sent
+    /// before may arrive late.
+    ///
+    /// # Errors
+    /// [`StoreError::Contention`] when somebody holds some of these sagas for longer than a moment: it was done for the others.
     ///
     /// The default does nothing: then each loss counts as a death.
     async fn returned(&self, worker: WorkerId) -> Result<(), StoreError> {

@@ -52,9 +52,12 @@ const MIGRATIONS: &[Migration] = &[
 const NEXT: &str = "-- next transaction\n";
 /// In a part that is an index alone.
 const CONCURRENTLY: &str = "CREATE INDEX CONCURRENTLY IF NOT EXISTS ";
-/// How long a migration waits for a lock before it lets others pass.
-const LOCK_MS: u32 = 200;
-const PAUSE: Duration = Duration::from_millis(300);
+/// How long a migration waits for a lock before it lets others pass. Shorter than the [store](Settings::of_the_store) waits for one: what queues up behind it is not refused.
+const LOCK_MS: u32 = 80;
+/// Each tenth time: where a commit takes its time, there may be no moment as short as the other one without somebody who writes.
+const LONG_LOCK_MS: u32 = 400;
+/// A tenth of the time others may have to wait, at most.
+const PAUSE: Duration = Duration::from_millis(700);
 /// A migration that gets no lock for so long is reported, and again after as long.
 const REPORTED_AFTER: Duration = Duration::from_secs(5);
 
@@ -111,7 +114,13 @@ impl Standing {
         for (book, versions) in
             [("saga_migration", &mut standing.migrations), ("saga_addition", &mut standing.additions)]
         {
-            let there = in_schema(&format!("SELECT to_regclass('{{schema}}.{book}') IS NOT NULL AS there"), schema);
+            // By a look into the catalog: `to_regclass` may answer by what this session knew before it waited for the process that made the table.
+            let there = format!(
+                "SELECT EXISTS (
+                     SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+                     WHERE n.nspname = '{schema}' AND c.relname = '{book}'
+                 ) AS there"
+            );
             let there = sqlx::raw_sql(AssertSqlSafe(there)).fetch_one(&mut *connection).await?;
             if there.try_get("there")? {
                 let read = in_schema(&format!("SELECT version FROM {{schema}}.{book} ORDER BY version"), schema);
@@ -205,8 +214,9 @@ async fn in_a_transaction(
 ) -> Result<(), SetupError> {
     let began = Instant::now();
     let mut reported = REPORTED_AFTER;
-    loop {
-        match once(connection, schema, version, sql).await {
+    for tries in 1.. {
+        let lock_ms = if tries % 10 == 0 { LONG_LOCK_MS } else { LOCK_MS };
+        match once(connection, schema, version, sql, lock_ms).await {
             Ok(()) => return Ok(()),
             Err(error) if matches!(meaning_of(&error), StoreError::Contention(_)) => {
                 if began.elapsed() >= reported {
@@ -224,12 +234,19 @@ async fn in_a_transaction(
             }
         }
     }
+    Ok(())
 }
 
-async fn once(connection: &mut PgConnection, schema: &str, version: i32, sql: &str) -> Result<(), sqlx::Error> {
+async fn once(
+    connection: &mut PgConnection,
+    schema: &str,
+    version: i32,
+    sql: &str,
+    lock_ms: u32,
+) -> Result<(), sqlx::Error> {
     let mut tx = connection.begin().await?;
     // A large table may take its time. In a short wait for a lock nobody queues behind us for long.
-    let limits = format!("SET LOCAL lock_timeout = {LOCK_MS}; SET LOCAL statement_timeout = 0");
+    let limits = format!("SET LOCAL lock_timeout = {lock_ms}; SET LOCAL statement_timeout = 0");
     sqlx::raw_sql(AssertSqlSafe(limits)).execute(&mut *tx).await?;
     let alone = format!("SELECT pg_advisory_xact_lock(hashtextextended('saga_migration {schema}', 0))");
     sqlx::raw_sql(AssertSqlSafe(alone)).execute(&mut *tx).await?;

@@ -18,6 +18,7 @@ use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     time::{Instant, sleep, sleep_until, timeout_at},
 };
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// However long the lease: others need to see soon whether a worker that seems to be late is alive.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -55,8 +56,11 @@ pub(crate) fn start(shared: &Arc<Shared>) -> Result<(), StoreError> {
     let cannot = |error: std::io::Error| StoreError::Unavailable(format!("no thread for the heartbeat: {error}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
     let pulse = Arc::new(Pulse(Mutex::new(Instant::now())));
-    shared.spawn(feel(pulse.clone()));
-    let beating = shared.killed.clone().run_until_cancelled_owned(keep(heart, leases, length, Some(pulse)));
+    // A process whose runtime has ended runs nothing any more, whoever still holds its engine.
+    let runs = CancellationToken::new();
+    shared.spawn(feel(pulse.clone(), runs.clone().drop_guard()));
+    let beating = runs.run_until_cancelled_owned(keep(heart, leases, length, Some(pulse)));
+    let beating = shared.killed.clone().run_until_cancelled_owned(beating);
     let until_it_ended = shared.tasks.token();
     let body = move || {
         runtime.block_on(beating);
@@ -110,11 +114,11 @@ async fn until_lost(heart: &mut dyn Heart, lease: &Lease, length: Duration, puls
             Ok(Ok(true)) if lease.extend(sent + length) => {}
             Ok(Ok(_)) => return,
             Ok(Err(error)) => {
-                tracing::warn!(%error, worker = %lease.worker(), "no heartbeat");
+                tracing::warn!(%error, worker = %lease.worker(), "the heartbeat failed: it is tried again until the lease lapses");
                 next = sent + pause / 4;
             }
             Err(_) => {
-                tracing::warn!(worker = %lease.worker(), "no answer to a heartbeat");
+                tracing::warn!(worker = %lease.worker(), "the heartbeat was not answered: it is tried again until the lease lapses");
                 next = sent;
             }
         }
@@ -122,7 +126,7 @@ async fn until_lost(heart: &mut dyn Heart, lease: &Lease, length: Duration, puls
         if age >= BLOCKED && !blocked {
             tracing::warn!(
                 for_ms = age.as_millis(),
-                "the engine's runtime does not get to its tasks: a step that blocks its thread belongs into `tokio::task::spawn_blocking`"
+                "the engine's runtime does not get to its tasks: a step that blocks its thread belongs in `tokio::task::spawn_blocking`"
             );
         }
         blocked = age >= BLOCKED;
@@ -138,7 +142,7 @@ impl Pulse {
     }
 }
 
-async fn feel(pulse: Arc<Pulse>) {
+async fn feel(pulse: Arc<Pulse>, _runs: DropGuard) {
     loop {
         *pulse.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         sleep(BLOCKED / 10).await;

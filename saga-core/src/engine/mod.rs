@@ -364,7 +364,9 @@ impl Shared {
                 tokio::time::sleep(committer::AGAIN).await;
             }
         });
-        answered.await.unwrap_or_else(|_| Err(StoreError::Unavailable(format!("no answer within {patience:?} {last}"))))
+        answered.await.unwrap_or_else(|_| {
+            Err(StoreError::Unavailable(format!("no answer within {patience:?}; the last error: {last}")))
+        })
     }
 
     /// Writes a saga, and runs it here if there is room.

@@ -42,6 +42,13 @@ pub(crate) async fn join(shared: &Shared) -> Result<Lease, StoreError> {
     Ok(Lease::new(worker, sent + shared.config.lease))
 }
 
+/// What does not succeed is reported, and again after so long.
+const REPORTED_AFTER: Duration = Duration::from_secs(5);
+/// What a worker sent before it lapsed may arrive for so long after that, and what it takes then is nobody's.
+const LATE: Duration = Duration::from_secs(180);
+/// Between two looks for that, at most.
+const LOOK_FOR_LATE: Duration = Duration::from_secs(30);
+
 /// When the lease lapses, everything that counts on it is dropped at once. As soon as the store can be spoken to again it is told that this process was silent and not dead, and the worker
 /// joins under a new identity.
 pub(crate) async fn stay_alive(shared: Arc<Shared>) {
@@ -50,10 +57,35 @@ pub(crate) async fn stay_alive(shared: Arc<Shared>) {
         lease.lost().await;
         let (worker, sagas) = (lease.worker(), shared.in_memory().len());
         tracing::warn!(%worker, sagas, "the lease lapsed: others take over what ran here");
-        until_done(&shared, "cannot say that this process lives", || shared.store.returned(worker)).await;
+        until_done(&shared, "cannot say that this process lives", || say(&shared, worker)).await;
+        shared.spawn(say_again(shared.clone(), worker));
         let joined = until_done(&shared, "cannot join", || join(&shared)).await;
         shared.replace_lease(joined);
         shared.work.notify_one();
+    }
+}
+
+async fn say(shared: &Shared, worker: WorkerId) -> Result<(), StoreError> {
+    match shared.store.returned(worker).await {
+        // Somebody holds a saga, which waits for itself.
+        Err(StoreError::Contention(_)) => Ok(()),
+        said => said,
+    }
+}
+
+/// Says again that a former worker of this process was silent and not dead: of what somebody held, and of what it sent before and arrived late.
+async fn say_again(shared: Arc<Shared>, worker: WorkerId) {
+    let (until, mut pause, mut said) = (Instant::now() + LATE, LOOK, false);
+    while !said || Instant::now() < until {
+        sleep(pause).await;
+        said = match shared.store.returned(worker).await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(%error, %worker, "cannot say yet that it lives");
+                false
+            }
+        };
+        pause = if said { (2 * pause).min(LOOK_FOR_LATE) } else { LOOK };
     }
 }
 
@@ -62,10 +94,15 @@ async fn until_done<T, C: Future<Output = Result<T, StoreError>>>(
     what: &str,
     call: impl Fn() -> C,
 ) -> T {
+    let mut reported: Option<Instant> = None;
     loop {
         match call().await {
             Ok(done) => return done,
-            Err(error) => tracing::warn!(%error, "{what}"),
+            Err(error) if reported.is_none_or(|reported| reported.elapsed() >= REPORTED_AFTER) => {
+                reported = Some(Instant::now());
+                tracing::warn!(%error, "{what}: it is tried again");
+            }
+            Err(_) => {}
         }
         sleep(shared.config.poll).await;
     }
@@ -116,7 +153,7 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot claim");
+                    tracing::warn!(%error, "cannot look for work: it is tried again");
                     // The claim may stand all the same: what it took is given back, and claimed again.
                     give_back_at = Instant::now();
                     shared.mailed.fetch_or(mailed, Ordering::AcqRel);
@@ -263,7 +300,7 @@ pub(crate) async fn take_over_from_the_dead(shared: Arc<Shared>) {
                     continue;
                 }
             }
-            Err(error) => tracing::warn!(%error, "cannot sweep"),
+            Err(error) => tracing::warn!(%error, "cannot look for dead processes: it is tried again"),
         }
         // Workers that started together spread out.
         sleep((shared.config.lease / 4).min(LOOK).mul_f64(0.75 + 0.5 * fastrand::f64())).await;

@@ -231,8 +231,10 @@ impl State {
             }
         }
         if poisonous && after.parked.is_none() && !after.status().is_final() {
-            let reason =
-                format!("{total} workers were lost while they ran this saga, the last ones without any progress");
+            let reason = format!(
+                "{total} workers were lost while they ran this saga, and {} of the last ones died without any progress",
+                after.deaths_without_progress(survived)
+            );
             push(&mut after, Event::Parked { reason });
         }
         events

@@ -121,7 +121,8 @@ pub struct State {
     pub(super) course: Course,
     pub(super) parked: Option<String>,
     pub(super) lapses: u32,
-    pub(super) lapses_without_progress: u32,
+    /// Those that count since the last progress, by their numbers: each run begins after the first and ends with the second.
+    pub(super) counted: Vec<(u32, u32)>,
 }
 
 /// What a driver may do now, each thing at most once at a time.
@@ -144,7 +145,7 @@ impl State {
             course: Course::Forward,
             parked: None,
             lapses: 0,
-            lapses_without_progress: 0,
+            counted: vec![],
         };
         state.enable(graph);
         state
@@ -174,16 +175,17 @@ impl State {
         self.lapses
     }
 
-    /// How many workers were lost with the saga since it last made progress.
-    pub const fn lapses_without_progress(&self) -> u32 {
-        self.lapses_without_progress
+    /// How many workers were lost with the saga since it last made progress, while code of the user's may have run there.
+    pub fn lapses_without_progress(&self) -> u32 {
+        self.counted.iter().map(|(after, last)| last - after).sum()
     }
 
-    /// How many workers died with the saga since it last made progress: those that were lost, but not those that came back since (the first that was ever lost is number 1).
+    /// How many workers died with the saga since it last made progress: those that were lost, but not those that came
+    /// back since. `survived` are the numbers of the latter; the first worker that was ever lost is number 1.
     pub fn deaths_without_progress(&self, survived: &[u32]) -> u32 {
-        let before = self.lapses - self.lapses_without_progress.min(self.lapses);
-        let alive = survived.iter().filter(|&&number| before < number && number <= self.lapses).count();
-        self.lapses_without_progress.saturating_sub(u32::try_from(alive).unwrap_or(u32::MAX))
+        let counts = |number: &&u32| self.counted.iter().any(|(after, last)| after < *number && *number <= last);
+        let alive = u32::try_from(survived.iter().filter(counts).count()).unwrap_or(u32::MAX);
+        self.lapses_without_progress().saturating_sub(alive)
     }
 
     /// Where the saga stands.
@@ -330,7 +332,7 @@ impl State {
             Event::Skipped { step, .. } => self.leave_out(graph, *step),
             Event::Refused { .. } => return,
         }
-        self.lapses_without_progress = 0;
+        self.counted.clear();
     }
 
     /// An attempt may have been under way, or have ended without a trace in the journal. Not of what is stuck: that waits for a person.
@@ -353,7 +355,10 @@ impl State {
             _ => false,
         };
         if (0..self.steps.len()).any(runs_here) {
-            self.lapses_without_progress += total - self.lapses;
+            match self.counted.last_mut() {
+                Some((_, last)) if *last == self.lapses => *last = total,
+                _ => self.counted.push((self.lapses, total)),
+            }
         }
         self.lapses = total;
         for i in 0..self.steps.len() {

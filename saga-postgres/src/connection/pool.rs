@@ -87,7 +87,8 @@ impl Connections {
             Ok(Err(error)) => Err(StoreError::Unavailable(error.to_string())),
             Err(_) => {
                 let (patience, size) = (self.patience, self.pool.status().max_size);
-                let reason = format!("none of the {size} connections of the store was free within {patience:?}");
+                let reason =
+                    format!("no connection within {patience:?}: all {size} are busy, or the server does not answer");
                 Err(StoreError::Unavailable(reason))
             }
         }

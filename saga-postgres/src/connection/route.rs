@@ -8,10 +8,12 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 /// How long a second connection is waited for.
 const A_WHILE: Duration = Duration::from_secs(2);
+const LOOKS: u32 = 3;
+const A_MOMENT: Duration = Duration::from_millis(50);
 
 /// How to come to a session of ours: at the first of these servers that can write.
 #[derive(Debug)]
@@ -106,7 +108,7 @@ impl Route {
             let (address, share) = (address(server), self.patience / u32::try_from(self.servers.len()).unwrap_or(1));
             let late =
                 SetupError::Unreachable { address: address.clone(), reason: format!("no answer within {share:?}") };
-            match timeout(share, keeps(server, &address)).await.unwrap_or(Err(late)) {
+            match timeout(share, explored(server, &address)).await.unwrap_or(Err(late)) {
                 Ok(keeps) => return Ok(keeps),
                 Err(error) => refusals.push(error),
             }
@@ -140,17 +142,44 @@ impl Route {
     }
 }
 
+/// A connection that was closed a moment ago, by this process itself, may still count at the server.
 async fn connect(server: &PgConnectOptions, address: &str) -> Result<PgConnection, SetupError> {
-    let unreachable = |error| SetupError::Unreachable { address: address.into(), reason: told(&error) };
-    PgConnection::connect_with(server).await.map_err(unreachable)
+    let began = Instant::now();
+    loop {
+        match PgConnection::connect_with(server).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) if is_full(&error) && began.elapsed() < A_WHILE => sleep(A_MOMENT).await,
+            Err(error) => return Err(SetupError::Unreachable { address: address.into(), reason: told(&error) }),
+        }
+    }
+}
+
+/// Whether the server, the database or the role has no place for another connection.
+fn is_full(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("53300"))
+}
+
+/// A connection that ends while it is looked at says nothing: the role's patience with one that is idle may be short.
+async fn explored(server: &PgConnectOptions, address: &str) -> Result<Keeps, SetupError> {
+    for _ in 0..LOOKS {
+        match keeps(server, address).await {
+            Err(SetupError::Postgres { .. }) => sleep(A_MOMENT).await,
+            known => return known,
+        }
+    }
+    keeps(server, address).await
 }
 
 async fn keeps(server: &PgConnectOptions, address: &str) -> Result<Keeps, SetupError> {
+    let began = Instant::now();
     let mut one = connect(server, address).await?;
+    // A way that is long for the first one is so for the second one.
+    let a_while = A_WHILE.max(4 * began.elapsed());
     // A server with room for one connection alone cannot have a pooler's sessions.
-    let Ok(mut other) = connect(server, address).await else { return Ok(Keeps::Sessions) };
+    let other = timeout(a_while, PgConnection::connect_with(server)).await;
+    let Ok(Ok(mut other)) = other else { return Ok(Keeps::Sessions) };
     // In session mode the second one may have to wait for a session until the first one leaves.
-    match timeout(A_WHILE, share_a_session(&mut one, &mut other)).await {
+    match timeout(a_while, share_a_session(&mut one, &mut other)).await {
         Ok(Ok(true)) => Ok(Keeps::Transactions),
         Ok(Ok(false)) | Err(_) => Ok(Keeps::Sessions),
         Ok(Err(error)) => Err(error),

@@ -45,12 +45,15 @@ use tokio::{
 use uuid::Uuid;
 use watch::Watch;
 
+/// Entries, and when the last one was written.
+type Journal = (Vec<Vec<u8>>, Option<DateTime<Utc>>);
+
 /// How many rows are changed at a time where nobody says so.
 const AT_A_TIME: i64 = 500;
-/// For how long a worker that comes back waits for rows that somebody holds.
-const LONGEST_RETURN: Duration = Duration::from_secs(2);
 /// The pause before rows are tried again that somebody held.
 const AGAIN: Duration = Duration::from_millis(20);
+/// How long rows are waited for that somebody holds.
+const A_MOMENT: Duration = Duration::from_millis(500);
 
 /// Sagas in Postgres. Cheap to clone.
 ///
@@ -214,23 +217,17 @@ impl PgStore {
         self.inner.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn look_for_the_dead(&self, limit: usize) -> Result<usize, StoreError> {
-        let queries = self.queries();
-        let rows = self.rows(self.query(&queries.workers)).await?;
+    /// Forgets workers that were seen to be dead.
+    async fn look_for_the_dead(&self) -> Result<(), StoreError> {
+        let looked = self.rows(self.query(&self.queries().workers)).await;
+        let rows = looked.inspect_err(|_| self.watch().lost_sight())?;
         let workers = rows.iter().map(worker).collect::<Result<Vec<_>, _>>()?;
         let dead = self.watch().look(&workers, Instant::now());
-        if !dead.is_empty() {
-            let (ids, until): (Vec<Uuid>, Vec<DateTime<Utc>>) = dead.iter().map(|dead| (dead.id, dead.until)).unzip();
-            self.rows(self.query(&queries.bury).bind(ids).bind(until)).await?;
-        }
-        self.rows(self.query(&queries.drop_dead_mail)).await?;
-        self.rows(self.query(&queries.set_back).bind(AT_A_TIME)).await?;
-        let rows = self.rows(self.query(&queries.orphans)).await?;
-        let dead = rows.iter().map(|row| column(row, "owner")).collect::<Result<Vec<Uuid>, _>>()?;
         if dead.is_empty() {
-            return Ok(0);
+            return Ok(());
         }
-        Ok(self.rows(self.query(&queries.sweep).bind(dead).bind(count(limit))).await?.len())
+        let (ids, until): (Vec<Uuid>, Vec<DateTime<Utc>>) = dead.iter().map(|dead| (dead.id, dead.until)).unzip();
+        self.rows(self.query(&self.queries().bury).bind(ids).bind(until)).await.map(drop)
     }
 
     async fn records(&self, rows: Vec<PgRow>) -> Result<Vec<Record>, StoreError> {
@@ -247,7 +244,7 @@ impl PgStore {
             return Ok(vec![]);
         }
         let ids: Vec<Uuid> = records.iter().map(|(_, record)| record.saga.as_uuid()).collect();
-        let mut journals: HashMap<Uuid, (Vec<Vec<u8>>, Option<DateTime<Utc>>)> = HashMap::new();
+        let mut journals: HashMap<Uuid, Journal> = HashMap::new();
         for row in self.rows(self.query(&self.queries().journals).bind(&ids)).await? {
             let (journal, latest) = journals.entry(column(&row, "saga_id")?).or_default();
             journal.push(column(&row, "entry")?);
@@ -391,28 +388,40 @@ impl Store for PgStore {
     }
 
     async fn returned(&self, worker: WorkerId) -> Result<(), StoreError> {
-        let (worker, queries) = (worker.as_uuid(), self.queries());
-        let began = Instant::now();
+        let (worker, queries, began) = (worker.as_uuid(), self.queries(), Instant::now());
         loop {
+            let mut some = 0;
             for sql in [&queries.returned_owned, &queries.returned_swept] {
-                self.rows(self.query(sql).bind(worker).bind(AT_A_TIME)).await?;
+                some += self.rows(self.query(sql).bind(worker).bind(AT_A_TIME)).await?.len();
             }
-            // Rows that somebody holds at this moment were passed over. One that is held for long lapses like any other: the worker has to go on.
+            // Rows that somebody holds at this moment were passed over.
             let left = self.rows(self.query(&queries.returned_left).bind(worker)).await?;
             match left.first() {
-                Some(row) if column(row, "some")? && began.elapsed() < LONGEST_RETURN => sleep(AGAIN).await,
-                _ => break,
+                Some(row) if !column::<bool>(row, "some")? => break,
+                None => break,
+                _ if some > 0 => {}
+                _ if began.elapsed() < A_MOMENT => sleep(AGAIN).await,
+                _ => return Err(StoreError::Contention("somebody holds a saga of the worker that came back".into())),
             }
         }
         self.rows(self.query(&queries.leave).bind(worker)).await.map(drop)
     }
 
     async fn sweep(&self, limit: usize) -> Result<usize, StoreError> {
-        let swept = self.look_for_the_dead(limit).await;
-        if swept.is_err() {
-            self.watch().lost_sight();
+        self.look_for_the_dead().await?;
+        let rows = self.rows(self.query(&self.queries().orphans)).await?;
+        let dead = rows.iter().map(|row| column(row, "owner")).collect::<Result<Vec<Uuid>, _>>()?;
+        let swept = match dead.is_empty() {
+            true => 0,
+            false => self.rows(self.query(&self.queries().sweep).bind(dead).bind(count(limit))).await?.len(),
+        };
+        // What is tidied beside that keeps nobody from being taken over.
+        for tidy in [self.query(&self.queries().set_back).bind(AT_A_TIME), self.query(&self.queries().drop_dead_mail)] {
+            if let Err(error) = self.rows(tidy).await {
+                tracing::warn!(%error, "cannot tidy: it is tried again");
+            }
         }
-        swept
+        Ok(swept)
     }
 
     async fn start(&self, batch: &[Start]) -> Result<Vec<Started>, StoreError> {

@@ -1,8 +1,9 @@
-//! Who is dead. The clock alone does not decide about that: it may be set, and after a failover it is another server's.
+//! Which workers are dead. The clock alone does not decide: it may be set, and after a failover it is another server's.
 //!
-//! Workers are looked at several times a lease. Dead is one who has written nothing while it was looked at for as long as its lease, by the clock of who looks; or, quicker, one whose lease is over
-//! by the server's clock and who has written nothing for [a while](ENOUGH). Only regular looks count: whoever could not look, because it stood still itself or the database was away, knows
-//! nothing about the others, who may have been in the same case. They get their time to come back.
+//! Each process looks at all workers several times a lease. A worker is dead when it wrote nothing for 1 1/4 leases of
+//! such looks; or, sooner, when its lease is over by the server's clock and it wrote nothing for [a while](ENOUGH). Only
+//! regular looks count. A process that stood still, or whose database was away, knows nothing about the others: they
+//! may have stood still as well, and get their time to come back.
 
 use chrono::{DateTime, Utc};
 use std::{
@@ -47,8 +48,8 @@ impl Watch {
         for worker in workers {
             let lease = worker.lease.unwrap_or(USUAL);
             let silent = match before.get(&worker.id) {
-                // After a pause it may not have had its chance to write.
-                Some((until, silent)) if *until == worker.until => *silent + since.min(lease / 2),
+                // After a pause of our own it may not have had its chance to write.
+                Some((until, silent)) if *until == worker.until => *silent + since.min(lease.min(ENOUGH) / 2),
                 _ => Duration::ZERO,
             };
             let over = worker.expired && silent >= lease.min(ENOUGH);
@@ -101,8 +102,8 @@ mod tests {
         watch.look(&[worker(0, false)], began);
         watch.lost_sight();
         assert!(watch.look(&[worker(0, true)], began + 10 * LEASE).is_empty());
-        // It stood still itself: half a lease of that counts at most.
-        assert!(watch.look(&[worker(0, true)], began + 10 * LEASE + Duration::from_secs(1)).is_empty());
+        // It stood still itself: little of that counts.
+        assert!(watch.look(&[worker(0, true)], began + 20 * LEASE).is_empty());
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! A broker in memory, which keeps what it was given in one log, and fails as it is told to.
+#![allow(dead_code, reason = "each test file uses a part of it")]
 
 use async_trait::async_trait;
 use saga_core::transport::{Consumer, Outgoing, PublishError, Receiver, Subscription, Transport, TransportError};

@@ -1,0 +1,32 @@
+-- Appends to journals, as their owner. Served by saga_pkey.
+--
+-- The fence: each saga's row is locked first, and owner and epoch are checked on the row *so locked*, which is the newest version
+-- however old this statement's snapshot is. All that is written comes from rows so locked and checked. A join on owner and epoch without the lock would let a
+-- former owner's entry through whenever the claim changes between the snapshot and the insert. Rows that another
+-- transaction holds are skipped, and answered as busy; locking in the order of ids lets no two batches wait for each other.
+WITH locked AS MATERIALIZED (
+    SELECT i.*, s.owner = $1 AND s.epoch = i.claimed AS mine
+    FROM unnest($2::uuid[], $3::bigint[], $4::integer[], $5::bytea[], $6::smallint[], $7::boolean[], $8::bigint[])
+         AS i (id, claimed, seq, entry, status, release, due_in_ms)
+    JOIN {schema}.saga s ON s.id = i.id
+    ORDER BY s.id
+    FOR NO KEY UPDATE OF s SKIP LOCKED
+), journaled AS (
+    INSERT INTO {schema}.saga_journal (saga_id, seq, writer, entry)
+    SELECT id, seq, $1, entry FROM locked WHERE mine AND entry IS NOT NULL
+), changed AS (
+    UPDATE {schema}.saga s
+    SET status = coalesce(l.status, s.status),
+        owner = CASE WHEN NOT l.release THEN s.owner END,
+        due_at = CASE WHEN l.release THEN now() + l.due_in_ms * interval '1 millisecond' END,
+        changed_at = now()
+    FROM locked l
+    WHERE s.id = l.id AND l.mine AND (l.release OR l.status IS NOT NULL)
+), folded AS (
+    UPDATE {schema}.saga_mailbox m
+    SET read_at = now()
+    FROM unnest($9::uuid[], $10::text[]) AS r (saga_id, message)
+    JOIN locked l ON l.id = r.saga_id AND l.mine
+    WHERE m.saga_id = r.saga_id AND m.message = r.message
+)
+SELECT id, coalesce(mine, false) AS mine FROM locked

@@ -1,0 +1,2 @@
+-- Tells all processes on this schema. No index.
+SELECT pg_notify($1, $2)

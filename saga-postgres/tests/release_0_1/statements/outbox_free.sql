@@ -1,0 +1,13 @@
+-- Gives everything of some keys back to the relay, where it was in the order. Served by saga_outbox_parked_key.
+WITH back AS (
+    DELETE FROM {schema}.saga_outbox_parked p
+    USING unnest($1::text[], $2::text[]) AS k (topic, key)
+    WHERE p.aggregatetype = k.topic AND p.aggregateid = k.key
+    RETURNING p.*
+)
+INSERT INTO {schema}.saga_outbox
+    (shard, seq, id, aggregatetype, aggregateid, type, source, subject, time, content_type, traceparent, headers, extensions,
+     created_at, payload)
+SELECT shard, seq, id, aggregatetype, aggregateid, type, source, subject, time, content_type, traceparent, headers, extensions,
+       created_at, payload
+FROM back

@@ -1,0 +1,13 @@
+-- One saga with its journal and its unread mail, all of one moment: a statement sees one snapshot. Served by saga_pkey, saga_journal_pkey and
+-- saga_mailbox_unread.
+SELECT s.id, s.name, s.version, s.key, s.status, s.input, s.epoch, s.lapses, s.traceparent, s.tracestate, s.baggage,
+       (extract(epoch FROM now() - s.started_at) * 1000)::bigint AS age_ms,
+       ARRAY(SELECT j.entry FROM {schema}.saga_journal j WHERE j.saga_id = s.id ORDER BY j.seq) AS journal,
+       m.messages, m.bodies
+FROM {schema}.saga s
+CROSS JOIN LATERAL (
+    SELECT coalesce(array_agg(message ORDER BY position), '{}') AS messages, coalesce(array_agg(body ORDER BY position), '{}') AS bodies
+    FROM {schema}.saga_mailbox
+    WHERE saga_id = s.id AND read_at IS NULL
+) m
+WHERE s.id = $1
