@@ -17,7 +17,8 @@
 //! - **Work is not a lease.** Unowned work waits with a due time; owned work has none. When a worker's heartbeat lapses, all that it owned is
 //!   due again, with one more lapse counted.
 //! - **Silence is not death.** A lapse is survived when the process of its worker speaks again.
-//! - **One clock.** Due times, ages and leases are counted by the store's clock alone.
+//! - **One clock.** Due times and ages are counted by the store's clock. Whether a worker is dead is also a matter of who
+//!   looks: see [`sweep`](Store::sweep).
 //! - **Batches.** One bad entry of a batch fails the batch with [`StoreError::Rejected`] and nothing written; the engine halves the batch until the
 //!   culprit is alone. Entries that are refused or busy do not disturb their neighbours.
 //!
@@ -266,8 +267,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Forgets workers whose lease lapsed and makes due what they owned, at most `limit` sagas at a time. Answers how many there were.
     ///
-    /// A store that other clocks than its own could mislead takes its time: a worker is forgotten when it was seen to be silent, and whoever could not look for a while begins to look
-    /// anew. It is asked several times a lease.
+    /// A store that other clocks than its own could mislead takes its time: a worker is forgotten when it was seen to be
+    /// silent. A process that could not look for a while begins to count anew. It is asked several times a lease.
     async fn sweep(&self, limit: usize) -> Result<usize, StoreError>;
 
     /// Starts sagas. Answers one by one, in the batch's order.

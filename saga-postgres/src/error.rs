@@ -36,8 +36,8 @@ pub enum SetupError {
     },
     /// A pooler between shares the server's sessions, so that settings and statements of one transaction are gone in the next.
     #[error(
-        "the connection to {address} does not keep its session: a pooler between is in transaction mode. Connect to the server itself or to a pooler in session mode, or say so with \
-         `PgStoreOptions::transaction_pooler`"
+        "the connection to {address} does not keep its session: a pooler between is in transaction mode. Give the server's own URL or that of a pooler in \
+         session mode; or say `PgStoreOptions::transaction_pooler()`, with `.direct(url)` for a URL past the pooler"
     )]
     Pooler {
         /// Host and port of the pooler.

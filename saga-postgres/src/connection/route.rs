@@ -182,6 +182,11 @@ async fn keeps(server: &PgConnectOptions, address: &str) -> Result<Keeps, SetupE
     match timeout(a_while, share_a_session(&mut one, &mut other)).await {
         Ok(Ok(true)) => Ok(Keeps::Transactions),
         Ok(Ok(false)) | Err(_) => Ok(Keeps::Sessions),
+        Ok(Err(SetupError::Postgres { reason, .. })) if reason.contains("statement pooling") => {
+            let reason =
+                format!("a pooler between shares sessions between statements ({reason}): give the server's own URL");
+            Err(SetupError::Unreachable { address: address.into(), reason })
+        }
         Ok(Err(error)) => Err(error),
     }
 }

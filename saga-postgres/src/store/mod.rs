@@ -142,7 +142,11 @@ impl PgStore {
         self.hint(Hint::Mail);
     }
 
-    /// A pool for queries of your own, on the same server and with the same settings. It is apart from the connections that the store works with, and opens none until it is used.
+    /// A pool for queries of your own, of up to [`connections`](PgStoreOptions::connections) more. It opens none until
+    /// it is used. It leads to the server that was the primary when the store was connected, and stays there after a
+    /// failover. It has the store's settings: a lock is waited for 100 ms, a statement ends after 30 s, indexes are
+    /// preferred to scans. Through a [transaction pooler](PgStoreOptions::transaction_pooler) it has none of them; say
+    /// `.persistent(false)` there. For the queries of your service, make a pool of your own.
     pub fn pool(&self) -> &PgPool {
         &self.inner.pool
     }

@@ -45,13 +45,15 @@ impl PgStoreOptions {
         self
     }
 
-    /// The size of the store's own pool. Defaults to 12: the engine's writers, its loops, and a few for callers. The heartbeat and the hints have one connection each besides.
+    /// The size of the store's own pool. Defaults to 12: the engine's writers, its loops, and a few for callers. Beside
+    /// it the store opens three: for the heartbeat, for sending hints, for hearing them.
     pub const fn connections(mut self, connections: u32) -> Self {
         self.connections = connections;
         self
     }
 
-    /// How long one statement may take until its connection is given up and its outcome is unknown. Defaults to 10 seconds.
+    /// How long one statement may take until its connection is given up and its outcome is unknown. Defaults to 10
+    /// seconds. The server ends a statement after 30 seconds, whatever this is.
     pub const fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
@@ -82,7 +84,8 @@ impl PgStoreOptions {
     ///
     /// # Errors
     /// [`SetupError::SchemaName`], [`SetupError::Url`]; [`SetupError::Unreachable`], [`SetupError::ReadOnly`], [`SetupError::NoPrimary`] when there is no connection to the primary to be had;
-    /// [`SetupError::Pooler`] when a pooler between is in transaction mode and [nobody said so](Self::transaction_pooler); [`SetupError::Version`].
+    /// [`SetupError::Pooler`] when the URL leads through a pooler in transaction mode and
+    /// [`transaction_pooler`](Self::transaction_pooler) was not called; [`SetupError::Version`].
     pub async fn connect(self) -> Result<PgStore, SetupError> {
         migrations::check_name(&self.schema)?;
         let way = |url: &str, keeps| {
@@ -97,7 +100,7 @@ impl PgStoreOptions {
         }
         let route = Arc::new(route);
         let aside = aside.map_or_else(|| route.clone(), Arc::new);
-        // Also at the place of the first statement, so that whoever cannot be reached is told now.
+        // A server that cannot be reached is reported now.
         let mut first = aside.open().await?;
         supported(first.connection().server_version_num())?;
         let own = Connections::new(route.clone(), self.connections, self.patience);
