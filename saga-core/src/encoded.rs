@@ -10,8 +10,8 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 /// Implemented for every such type. A payload is written once, when it comes into being, and what is read
 /// later is always that text: a retry, another node and a compensation all see the same bytes.
 ///
-/// Every number of serde's is read back bit for bit. JSON has no NaN and no infinity: a payload with one of them is refused
-/// where it is written.
+/// Every number of serde's is read back bit for bit. JSON has no NaN and no infinity: a payload with one of them is
+/// refused where it is written.
 pub trait Payload: Serialize + DeserializeOwned + Send + Sync + 'static {}
 
 impl<T: Serialize + DeserializeOwned + Send + Sync + 'static> Payload for T {}
@@ -45,8 +45,8 @@ impl Encoded {
         written.map_err(|source| CodecError { what: std::any::type_name::<T>(), done: "written", source })
     }
 
-    /// Writes a payload that has to be readable as what it was: some types write what they cannot read (a deep tree, say), and that is better known
-    /// where it is written than where it is read.
+    /// Writes a payload that has to be readable as what it was: some types write what they cannot read (a deep tree,
+    /// say), and that is better known where it is written than where it is read.
     ///
     /// # Errors
     /// As [`of`](Self::of) and [`decode`](Self::decode).

@@ -22,13 +22,15 @@ pub struct Retry {
 }
 
 impl Retry {
-    /// Delays of `initial`, twice that, four times that, .. up to one minute; five attempts in all, unless you say how many, or for how long. Those five
-    /// are over after 15 times `initial`, or half of that: shorter than a restart takes, if `initial` is less than some seconds.
+    /// Delays of `initial`, twice that, four times that, .. up to one minute; five attempts in all, unless you say how
+    /// many, or for how long. Those five are over after 15 times `initial`, or half of that: shorter than a restart
+    /// takes, if `initial` is less than some seconds.
     pub const fn exponential(initial: Duration) -> Self {
         Self { initial, factor: 2.0, longest: Duration::from_secs(60), attempts: Some(5), elapsed: None }
     }
 
-    /// The same delay each time; five attempts in all, unless you say how many, or for how long. Those five are over after four times `delay`, or half of that.
+    /// The same delay each time; five attempts in all, unless you say how many, or for how long. Those five are over
+    /// after four times `delay`, or half of that.
     pub const fn fixed(delay: Duration) -> Self {
         Self { initial: delay, factor: 1.0, longest: delay, attempts: Some(5), elapsed: None }
     }

@@ -17,7 +17,8 @@
 //! - **Work is not a lease.** Unowned work waits with a due time; owned work has none. When a worker's heartbeat lapses, all that it owned is
 //!   due again, with one more lapse counted.
 //! - **Silence is not death.** A lapse is survived when the process of its worker speaks again.
-//! - **One clock.** Due times and ages are counted by the store's clock. Whether a worker is dead is also a matter of who
+//! - **One clock.** Due times and ages are counted by the store's clock. Whether a worker is dead is also a matter of
+//!   who
 //!   looks: see [`sweep`](Store::sweep).
 //! - **Batches.** One bad entry of a batch fails the batch with [`StoreError::Rejected`] and nothing written; the engine halves the batch until the
 //!   culprit is alone. Entries that are refused or busy do not disturb their neighbours.
@@ -226,7 +227,8 @@ pub trait Heart: Send {
 /// A durable place for sagas. What an implementer guarantees is said in [the module's docs](self).
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Whether all is there that the other methods need: the tables, the rights, the settings. Asked once, at the start of an engine. The default finds everything in order.
+    /// Whether all is there that the other methods need: the tables, the rights, the settings. Asked once, at the start
+    /// of an engine. The default finds everything in order.
     ///
     /// # Errors
     /// [`StoreError::Unsuited`], which says what to do about it.
@@ -243,8 +245,9 @@ pub trait Store: Send + Sync + 'static {
     /// The worker lives: its lease begins anew. `false` when a sweep has forgotten it; then it never comes back.
     async fn beat(&self, worker: WorkerId, lease: Duration) -> Result<bool, StoreError>;
 
-    /// A heart of its own for a worker's [`beat`](Self::beat), which the engine runs on a thread apart: neither a step that blocks its runtime nor a busy
-    /// store silences it. `None`, the default, for a store that lives in this process: the engine beats from its runtime.
+    /// A heart of its own for a worker's [`beat`](Self::beat), which the engine runs on a thread apart: neither a step
+    /// that blocks its runtime nor a busy store silences it. `None`, the default, for a store that lives in this
+    /// process: the engine beats from its runtime.
     fn heart(&self) -> Option<Box<dyn Heart>> {
         None
     }
@@ -252,12 +255,14 @@ pub trait Store: Send + Sync + 'static {
     /// The worker is done. What it still owns lapses.
     async fn leave(&self, worker: WorkerId) -> Result<(), StoreError>;
 
-    /// The process of a worker whose lease lapsed speaks again: it was silent, not dead. What the worker still owns lapses and is due at once; these losses, and those
-    /// that a sweep has counted meanwhile, are [survived](Record::survived). The worker is forgotten. Called before the process joins anew, and again for some minutes: what the worker sent
-    /// before may arrive late.
+    /// The process of a worker whose lease lapsed speaks again: it was silent, not dead. What the worker still owns
+    /// lapses and is due at once; these losses, and those that a sweep has counted meanwhile, are
+    /// [survived](Record::survived). The worker is forgotten. Called before the process joins anew, and again for some
+    /// minutes: what the worker sent before may arrive late.
     ///
     /// # Errors
-    /// [`StoreError::Contention`] when somebody holds some of these sagas for longer than a moment: it was done for the others.
+    /// [`StoreError::Contention`] when somebody holds some of these sagas for longer than a moment: it was done for the
+    /// others.
     ///
     /// The default does nothing: then each loss counts as a death.
     async fn returned(&self, worker: WorkerId) -> Result<(), StoreError> {
@@ -267,8 +272,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Forgets workers whose lease lapsed and makes due what they owned, at most `limit` sagas at a time. Answers how many there were.
     ///
-    /// A store that other clocks than its own could mislead takes its time: a worker is forgotten when it was seen to be
-    /// silent. A process that could not look for a while begins to count anew. It is asked several times a lease.
+    /// A store that other clocks than its own could mislead takes its time: a worker is forgotten when it was seen to
+    /// be silent. A process that could not look for a while begins to count anew. It is asked several times a lease.
     async fn sweep(&self, limit: usize) -> Result<usize, StoreError>;
 
     /// Starts sagas. Answers one by one, in the batch's order.
@@ -311,7 +316,8 @@ pub trait Store: Send + Sync + 'static {
     /// How the sagas of these names stand. Answers one by one, in the order of the names. It is asked several times a minute, so it must be cheap however many sagas there are.
     async fn census(&self, names: &[String]) -> Result<Vec<Census>, StoreError>;
 
-    /// The newest [format](crate::machine::FORMAT) of journals that a living worker with this definition can read. The default knows of no other than this release's.
+    /// The newest [format](crate::machine::FORMAT) of journals that a living worker with this definition can read. The
+    /// default knows of no other than this release's.
     async fn reads(&self, definition: &DefinitionId) -> Result<u32, StoreError> {
         let _ = definition;
         Ok(FORMAT)

@@ -1,4 +1,5 @@
-//! A participant that is away for two minutes, a restart and somewhat more: with no policy stated, no saga turns back or parks because of it.
+//! A participant that is away for two minutes, a restart and somewhat more: with no policy stated, no saga turns back
+//! or parks because of it.
 
 use saga_core::{
     CompensationCx, Cx, Engine, MemoryStore, Out, Outcome, Saga, SagaBuilder, StepError,

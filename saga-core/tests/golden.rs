@@ -1,6 +1,8 @@
-//! Journals as earlier releases wrote them are folded into the same states for ever: a saga goes on where it was, whichever release goes on with it.
+//! Journals as earlier releases wrote them are folded into the same states for ever: a saga goes on where it was,
+//! whichever release goes on with it.
 //!
-//! Each file of `golden/` has a graph, a journal, and what release 0.1 made of it. They were written by that release, and are not to be written again.
+//! Each file of `golden/` has a graph, a journal, and what release 0.1 made of it. They were written by that release,
+//! and are not to be written again.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -1,4 +1,5 @@
-//! Numbers, on every way that they go: each is read bit for bit as it was written, and what JSON has no number for is refused where it is written.
+//! Numbers, on every way that they go: each is read bit for bit as it was written, and what JSON has no number for is
+//! refused where it is written.
 
 use saga_core::{
     CompensationCx, Cx, Encoded, Engine, Error, MemoryStore, Out, Outcome, Saga, SagaBuilder, StepError,
@@ -11,7 +12,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-/// All of serde's numbers, in all that they can be in. They are compared as `Debug` shows them: it tells -0.0 from 0.0, and no two floats look the same.
+/// All of serde's numbers, in all that they can be in. They are compared as `Debug` shows them: it tells -0.0 from 0.0,
+/// and no two floats look the same.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Numbers {
     unsigned: (u8, u16, u32, u64, u128),

@@ -1,4 +1,5 @@
-//! Sagas of several versions side by side: how one that runs on an older version is asked about, and one whose type is not known.
+//! Sagas of several versions side by side: how one that runs on an older version is asked about, and one whose type is
+//! not known.
 
 use saga_core::{Cx, Encoded, Engine, Error, MemoryStore, Out, Outcome, Saga, SagaBuilder, SagaId, Status, StepError};
 

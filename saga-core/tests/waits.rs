@@ -1,4 +1,5 @@
-//! A step that starts another saga: it must not wait for it in its place, and is told so at once; what it can do instead.
+//! A step that starts another saga: it must not wait for it in its place, and is told so at once; what it can do
+//! instead.
 
 use saga_core::{
     CompensationCx, Config, Cx, Engine, Error, MemoryStore, Out, Outcome, Retry, Saga, SagaBuilder, Sagas, StepError,

@@ -80,7 +80,8 @@ pub(crate) fn record_headers(record: &OwnedMessage) -> impl Iterator<Item = Head
 
 /// Reads a record. Of headers that are no attributes, those that are not text are left out.
 ///
-/// A header without a value is one that is not there: change data capture places columns in headers, and has no other way to write a NULL.
+/// A header without a value is one that is not there: change data capture places columns in headers, and has no other
+/// way to write a NULL.
 pub(crate) fn read(record: &OwnedMessage) -> Result<Message, Unreadable> {
     let mut attributes = BTreeMap::new();
     let mut headers = BTreeMap::new();

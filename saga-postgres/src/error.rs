@@ -34,7 +34,8 @@ pub enum SetupError {
         /// What each of them says.
         reasons: String,
     },
-    /// A pooler between shares the server's sessions, so that settings and statements of one transaction are gone in the next.
+    /// A pooler between shares the server's sessions, so that settings and statements of one transaction are gone in
+    /// the next.
     #[error(
         "the connection to {address} does not keep its session: a pooler between is in transaction mode. Give the server's own URL or that of a pooler in \
          session mode; or say `PgStoreOptions::transaction_pooler()`, with `.direct(url)` for a URL past the pooler"

@@ -3,8 +3,9 @@
 //! A NOTIFY in every transaction costs a factor of three to four in throughput, since its commit takes a lock that all share. So
 //! hints are gathered and sent at most every [`PAUSE`], in a transaction of their own that waits for no disk.
 //!
-//! A connection that listens is silent when nothing happens, and when it is dead. So who has heard nothing for [a while](QUIET) says something itself, and listens anew if it does not hear
-//! that: one word a while keeps all processes certain.
+//! A connection that listens is silent when nothing happens, and when it is dead. So who has heard nothing for [a
+//! while](QUIET) says something itself, and listens anew if it does not hear that: one word a while keeps all processes
+//! certain.
 
 use crate::connection::{Connections, Keeps, Route, in_time};
 use saga_core::store::Hint;

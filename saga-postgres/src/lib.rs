@@ -25,7 +25,8 @@
 //!    locked. What is locked by somebody else is skipped, and tried again.
 //! 2. *Mailbox.* What comes from outside (a cancel, an operator's verb) is inserted into `saga_mailbox` and touches neither row nor journal. The
 //!    owner folds it, in the statement that appends. So your open transaction with a cancel in it holds up nobody.
-//! 3. *Work is not a lease.* `due_at` says when unowned work is due. A worker has one heartbeat row; what it owned is due
+//! 3. *Work is not a lease.* `due_at` says when unowned work is due. A worker has one heartbeat row; what it owned is
+//!    due
 //!    again when the worker was seen to be silent for as long as its lease. A worker that comes back says so, and its
 //!    silence is not counted as a death. Claims look at due work and at unread mail, so that mail which commits just
 //!    after a release is found.
@@ -33,18 +34,21 @@
 //! 5. *Payloads are bytes*, and the view `saga_history` shows them as JSON.
 //! 6. *A statement that is refused* for any reason but the connection or contention is halved until the culprit is alone. The culprit is parked.
 //!
-//! Due times and ages are the database's; that a worker is dead is also seen by the others' clocks. Hints (LISTEN and NOTIFY) make things quick, a poll behind them makes them certain.
+//! Due times and ages are the database's; that a worker is dead is also seen by the others' clocks. Hints (LISTEN and
+//! NOTIFY) make things quick, a poll behind them makes them certain.
 //!
 //! # Running it
 //!
-//! Connect to the primary; a URL may name several servers, of which the primary is used. With replicas use synchronous replication: what an asynchronous failover loses is lost. PostgreSQL 15
-//! or newer. The store sets what it needs on its own connections (`lock_timeout`, the isolation level, how statements are planned, ..) and makes sure that it holds. Through a pooler in transaction
-//! mode it has to be told: [`PgStoreOptions::transaction_pooler`].
+//! Connect to the primary; a URL may name several servers, of which the primary is used. With replicas use synchronous
+//! replication: what an asynchronous failover loses is lost. PostgreSQL 15 or newer. The store sets what it needs on
+//! its own connections (`lock_timeout`, the isolation level, how statements are planned, ..) and makes sure that it
+//! holds. Through a pooler in transaction mode it has to be told: [`PgStoreOptions::transaction_pooler`].
 //!
 //! # Where it is
 //!
-//! `connection`: the way to the primary, sessions, the pool. `store`: the store, who is alive, what is checked before the start. `hints`: LISTEN and NOTIFY. `migrations`: the schema, beside other
-//! releases. `outbox`, `inbox`, `barrier`: events and participants.
+//! `connection`: the way to the primary, sessions, the pool. `store`: the store, who is alive, what is checked before
+//! the start. `hints`: LISTEN and NOTIFY. `migrations`: the schema, beside other releases. `outbox`, `inbox`,
+//! `barrier`: events and participants.
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod barrier;

@@ -2,13 +2,16 @@
 //!
 //! # Two releases on one schema
 //!
-//! A migration is *needed* when a release that does not know it would go wrong on it, and an *addition* otherwise: a column with a default, an index, a table of its own. What is needed is noted in
-//! `saga_migration`, additions in `saga_addition`. A release works on every schema whose needed migrations it knows. So an older node may start, and may call `migrate`, on a
-//! schema that a newer one has added to. Releases before 0.2 know `saga_migration` alone, and read it in the same way.
+//! A migration is *needed* when a release that does not know it would go wrong on it, and an *addition* otherwise: a
+//! column with a default, an index, a table of its own. What is needed is noted in `saga_migration`, additions in
+//! `saga_addition`. A release works on every schema whose needed migrations it knows. So an older node may start, and
+//! may call `migrate`, on a schema that a newer one has added to. Releases before 0.2 know `saga_migration` alone, and
+//! read it in the same way.
 //!
 //! # Nobody is held up
 //!
-//! Each part of a migration is a transaction of its own. One that would have to wait for a lock gives up soon and tries again, so that nobody queues behind it. Indexes are built concurrently.
+//! Each part of a migration is a transaction of its own. One that would have to wait for a lock gives up soon and tries
+//! again, so that nobody queues behind it. Indexes are built concurrently.
 
 use crate::{
     SetupError,
@@ -48,13 +51,16 @@ const MIGRATIONS: &[Migration] = &[
     addition(include_str!("migrations/0010_life.sql")),
 ];
 
-/// What ends a part of a migration. Each part but the last one can be done again: a process may die between them. The last one is noted together with what it does.
+/// What ends a part of a migration. Each part but the last one can be done again: a process may die between them. The
+/// last one is noted together with what it does.
 const NEXT: &str = "-- next transaction\n";
 /// In a part that is an index alone.
 const CONCURRENTLY: &str = "CREATE INDEX CONCURRENTLY IF NOT EXISTS ";
-/// How long a migration waits for a lock before it lets others pass. Shorter than the [store](Settings::of_the_store) waits for one: what queues up behind it is not refused.
+/// How long a migration waits for a lock before it lets others pass. Shorter than the [store](Settings::of_the_store)
+/// waits for one: what queues up behind it is not refused.
 const LOCK_MS: u32 = 80;
-/// Each tenth time: where a commit takes its time, there may be no moment as short as the other one without somebody who writes.
+/// Each tenth time: where a commit takes its time, there may be no moment as short as the other one without somebody
+/// who writes.
 const LONG_LOCK_MS: u32 = 400;
 /// A tenth of the time others may have to wait, at most.
 const PAUSE: Duration = Duration::from_millis(700);
@@ -69,12 +75,14 @@ pub(crate) fn check_name(schema: &str) -> Result<(), SetupError> {
     if wellformed { Ok(()) } else { Err(SetupError::SchemaName(schema.into())) }
 }
 
-/// Puts a schema's name into SQL: `{schema}` where it is a name, which may be a word of SQL, `{name}` where it is a part of a text.
+/// Puts a schema's name into SQL: `{schema}` where it is a name, which may be a word of SQL, `{name}` where it is a
+/// part of a text.
 pub(crate) fn in_schema(sql: &str, schema: &str) -> String {
     sql.replace("{schema}", &format!("\"{schema}\"")).replace("{name}", schema)
 }
 
-/// All migrations of a schema as SQL, for those who run their own. For an empty database, so that nothing has to be built beside anything.
+/// All migrations of a schema as SQL, for those who run their own. For an empty database, so that nothing has to be
+/// built beside anything.
 pub(crate) fn printed(schema: &str) -> String {
     let mut sql = in_schema(&format!("CREATE SCHEMA IF NOT EXISTS {{schema}};\n{BOOKS}"), schema);
     for (version, migration) in (1..).zip(MIGRATIONS) {
@@ -114,7 +122,8 @@ impl Standing {
         for (book, versions) in
             [("saga_migration", &mut standing.migrations), ("saga_addition", &mut standing.additions)]
         {
-            // By a look into the catalog: `to_regclass` may answer by what this session knew before it waited for the process that made the table.
+            // By a look into the catalog: `to_regclass` may answer by what this session knew before it waited for the
+            // process that made the table.
             let there = format!(
                 "SELECT EXISTS (
                      SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -205,7 +214,8 @@ async fn bring(connection: &mut PgConnection, schema: &str) -> Result<(), SetupE
     Ok(())
 }
 
-/// Runs a part of a migration, unless another process has done that migration meanwhile (0: of none). One process at a time.
+/// Runs a part of a migration, unless another process has done that migration meanwhile (0: of none). One process at a
+/// time.
 async fn in_a_transaction(
     connection: &mut PgConnection,
     schema: &str,
@@ -256,7 +266,8 @@ async fn once(
     tx.commit().await
 }
 
-/// Builds an index beside what goes on. A process that dies while it does leaves one that is not valid, which is dropped.
+/// Builds an index beside what goes on. A process that dies while it does leaves one that is not valid, which is
+/// dropped.
 async fn build_index(connection: &mut PgConnection, schema: &str, version: i32, sql: &str) -> Result<(), SetupError> {
     let failed = |source| SetupError::Migration { version, schema: schema.into(), reason: told(&source), source };
     let name = sql.split_once(CONCURRENTLY).and_then(|(_, rest)| rest.split(' ').next()).unwrap_or_default();

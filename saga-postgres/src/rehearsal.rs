@@ -3,7 +3,8 @@
 use crate::{SetupError, error::told, migrations::Standing};
 use sqlx::{AssertSqlSafe, PgConnection, SqlStr};
 
-/// Looks whether a schema is at this release, and goes through statements without doing anything: each is planned, and its rights are checked, as if it were to run.
+/// Looks whether a schema is at this release, and goes through statements without doing anything: each is planned, and
+/// its rights are checked, as if it were to run.
 ///
 /// # Errors
 /// [`SetupError::NotMigrated`], [`SetupError::TooNew`], [`SetupError::Rights`], or what else Postgres says.

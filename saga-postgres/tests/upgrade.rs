@@ -1,4 +1,5 @@
-//! Releases side by side: a schema of the last release is migrated under its traffic, and what that release says goes on to work.
+//! Releases side by side: a schema of the last release is migrated under its traffic, and what that release says goes
+//! on to work.
 //!
 //! `release_0_1/` has a schema as release 0.1 left it, and every statement that it sends.
 #![cfg(all(feature = "testing", unix))]

@@ -37,13 +37,14 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Thirty seconds an attempt, and so many attempts that whoever does the work may be away for minutes, however soon each of them fails.
-    /// The guide has what they come to in time.
+    /// Thirty seconds an attempt, and so many attempts that whoever does the work may be away for minutes, however soon
+    /// each of them fails. The guide has what they come to in time.
     pub(crate) const fn of_step(kind: Kind) -> Self {
         match kind {
             Kind::Retriable => Self::persistent(),
-            // 47 pauses of 5 to 10 minutes in all, and none so long that the saga sleeps on for long when its participant is back.
-            // Bounded by attempts, not by time: an outage of the engine itself is no reason to give up.
+            // 47 pauses of 5 to 10 minutes in all, and none so long that the saga sleeps on for long when its
+            // participant is back. Bounded by attempts, not by time: an outage of the engine itself is no reason to
+            // give up.
             Kind::EffectFree | Kind::Compensatable | Kind::Pivot => Self {
                 retry: Retry::exponential(Duration::from_millis(200)).longest(Duration::from_secs(15)).attempts(48),
                 timeout: Duration::from_secs(30),

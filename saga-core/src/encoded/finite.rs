@@ -1,7 +1,8 @@
 //! Looks through a value for a float that JSON cannot express.
 //!
-//! `serde_json` writes NaN and the infinities as `null`, without an error. Read back, that is an error far away from its cause, or, as an `Option`, silently
-//! `None`. The written text cannot tell the two apart, so the value itself is asked.
+//! `serde_json` writes NaN and the infinities as `null`, without an error. Read back, that is an error far away from
+//! its cause, or, as an `Option`, silently `None`. The written text cannot tell the two apart, so the value itself is
+//! asked.
 
 use serde::{
     Serialize,

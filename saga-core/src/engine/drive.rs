@@ -80,7 +80,8 @@ pub(crate) struct Drive {
     news: Vec<News>,
     turned_back: bool,
     _place: Place,
-    /// Held by a saga that a worker died with, until it has made progress or has run for as long as a lease without harm: a share of it, or, by a suspect, all of it.
+    /// Held by a saga that a worker died with, until it has made progress or has run for as long as a lease without
+    /// harm: a share of it, or, by a suspect, all of it.
     quarantine: Option<(OwnedSemaphorePermit, Instant)>,
 }
 
@@ -166,8 +167,9 @@ impl Drive {
         drive
     }
 
-    /// The store found it due. Its own clock may disagree: that goes by the store's, which may have been set back since the saga was put there. What the store has waited for
-    /// has passed. (What is nearer than it is ever held for was not put there, and has not been waited for.)
+    /// The store found it due. Its own clock may disagree: that goes by the store's, which may have been set back since
+    /// the saga was put there. What the store has waited for has passed. (What is nearer than it is ever held for was
+    /// not put there, and has not been waited for.)
     pub(crate) fn is_due(&mut self) {
         let now = self.now();
         if let Some(due) = self.due_at()

@@ -1,7 +1,8 @@
 //! What keeps a worker's lease: a heartbeat that shares nothing.
 //!
-//! It beats on a thread of its own, over a [`Heart`] of its own, so that neither a step that blocks the engine's runtime nor a store whose connections are all taken
-//! silences it. A store that lives in this process has no heart of its own: then it beats in the engine's runtime, by that runtime's clock.
+//! It beats on a thread of its own, over a [`Heart`] of its own, so that neither a step that blocks the engine's
+//! runtime nor a store whose connections are all taken silences it. A store that lives in this process has no heart of
+//! its own: then it beats in the engine's runtime, by that runtime's clock.
 
 use super::{Shared, lease::Lease};
 use crate::{

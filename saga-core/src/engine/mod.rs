@@ -80,10 +80,12 @@ impl Engine {
         Sagas::new(self.shared.clone())
     }
 
-    /// Waits until a saga has ended or is parked, wherever it runs, and gives its output as it was written: for whoever does not know its type. Its definition has to be registered here.
+    /// Waits until a saga has ended or is parked, wherever it runs, and gives its output as it was written: for whoever
+    /// does not know its type. Its definition has to be registered here.
     ///
     /// # Errors
-    /// [`Error::NoSuchSaga`]; [`Error::NotRegistered`], which names the version; [`Error::WaitsInStep`] in a step of this engine; [`Error::Journal`]; [`Error::Store`].
+    /// [`Error::NoSuchSaga`]; [`Error::NotRegistered`], which names the version; [`Error::WaitsInStep`] in a step of
+    /// this engine; [`Error::Journal`]; [`Error::Store`].
     pub async fn outcome(&self, saga: SagaId) -> Result<Outcome<Encoded>, Error> {
         self.shared.may_wait(saga)?;
         let shape = |record: &Record| {
@@ -96,7 +98,8 @@ impl Engine {
     /// Hands over: claims nothing more, starts no attempt any more, lets those under way end for as long as `grace`, journals them, and releases
     /// every saga for other processes to take at once. Attempts that outlast the grace are dropped, with an unknown outcome.
     ///
-    /// Ends within `grace`, [`Config::patience`] and a second, whatever does not answer: what could not be written or released by then is taken over by others when the lease has lapsed.
+    /// Ends within `grace`, [`Config::patience`] and a second, whatever does not answer: what could not be written or
+    /// released by then is taken over by others when the lease has lapsed.
     pub async fn shutdown(mut self, grace: Duration) {
         let shared = self.shared.clone();
         let over = Instant::now() + grace;

@@ -159,7 +159,8 @@ impl Shared {
         }
     }
 
-    /// Refuses to let a step wait for another saga of its own engine: while it waits it holds a place that the other one may need.
+    /// Refuses to let a step wait for another saga of its own engine: while it waits it holds a place that the other
+    /// one may need.
     pub(crate) fn may_wait(self: &Arc<Self>, saga: SagaId) -> Result<(), Error> {
         match here::step_of(self) {
             Some(step) => {

@@ -78,7 +78,8 @@ pub enum Error {
     /// The saga has ended, nothing can be said to it any more.
     #[error("saga {0} has ended")]
     Ended(SagaId),
-    /// A saga belongs to another definition than the one that was asked about it: to another name, or to a version that this engine has not registered.
+    /// A saga belongs to another definition than the one that was asked about it: to another name, or to a version that
+    /// this engine has not registered.
     #[error(
         "saga {saga} is a `{found}`, not a `{expected}`: only versions that this engine has registered can be read, and `status` of any"
     )]
@@ -98,8 +99,8 @@ pub enum Error {
         /// Name and version in the store.
         found: String,
     },
-    /// A step waits for the outcome of another saga of its own engine. While it waits it holds a place in memory and one of the attempts, which the other saga
-    /// may need: when enough steps do that, nothing moves any more.
+    /// A step waits for the outcome of another saga of its own engine. While it waits it holds a place in memory and
+    /// one of the attempts, which the other saga may need: when enough steps do that, nothing moves any more.
     #[error(
         "step `{step}` waits for the outcome of saga {saga}, and holds a place meanwhile which that saga may need: start it, look with `history` whether it has ended, and return `StepError::retry` until it has"
     )]
@@ -349,14 +350,17 @@ impl<S: Saga> Started<S> {
 
     /// Waits until the saga has ended or is parked, wherever it runs. Dropped meanwhile, it changes nothing.
     ///
-    /// Not in a step: while that waits it holds a place which the other saga may need, so it is refused, and parks the saga whose step it is. There, start the saga, look whether it [has ended](History::outcome), and return
-    /// [`StepError::retry`](crate::StepError::retry) until it has, under a policy that is patient enough. A saga of another engine may be waited for.
+    /// Not in a step: while that waits it holds a place which the other saga may need, so it is refused, and parks the
+    /// saga whose step it is. There, start the saga, look whether it [has ended](History::outcome), and return
+    /// [`StepError::retry`](crate::StepError::retry) until it has, under a policy that is patient enough. A saga of
+    /// another engine may be waited for.
     ///
     /// A saga of another version of this type is waited for and read as well, if that version is registered here.
     ///
     /// # Errors
-    /// [`Error::NoSuchSaga`]; [`Error::WaitsInStep`] in a step of the same engine; [`Error::WrongDefinition`] when the saga is of another type, or of a version that is not registered here;
-    /// [`Error::Codec`] when its output is not an `S::Output`; [`Error::Store`].
+    /// [`Error::NoSuchSaga`]; [`Error::WaitsInStep`] in a step of the same engine; [`Error::WrongDefinition`] when the
+    /// saga is of another type, or of a version that is not registered here; [`Error::Codec`] when its output is not an
+    /// `S::Output`; [`Error::Store`].
     pub async fn outcome(&self) -> Result<Outcome<S::Output>, Error> {
         self.sagas.shared.may_wait(self.saga)?;
         if let Some(ended) = &self.ended
@@ -379,7 +383,8 @@ impl<S: Saga> Started<S> {
         statuses.first().copied().flatten().ok_or(Error::NoSuchSaga(self.saga))
     }
 
-    /// What has happened to the saga so far, as its journal tells it. It may be of another version of this type, if that is registered here.
+    /// What has happened to the saga so far, as its journal tells it. It may be of another version of this type, if
+    /// that is registered here.
     ///
     /// # Errors
     /// [`Error::NoSuchSaga`], [`Error::WrongDefinition`], [`Error::Journal`], [`Error::Store`].

@@ -1,7 +1,7 @@
 //! Journals that this release cannot read: a newer one wrote them, or they are damaged.
 //!
-//! They are left for those who can read them, with growing pauses. When no living worker can, and none has come for a while, the saga is parked: its row is marked, and its journal is left
-//! as it is.
+//! They are left for those who can read them, with growing pauses. When no living worker can, and none has come for a
+//! while, the saga is parked: its row is marked, and its journal is left as it is.
 
 use super::{Mailbox, Place, Shared, journal, lease::Lease};
 use crate::{
@@ -42,7 +42,8 @@ impl Unread {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&saga);
     }
 
-    /// Takes note of a try, and of whether it is known that nobody could read the journal. Says how many tries there were, and for how long that has been known.
+    /// Takes note of a try, and of whether it is known that nobody could read the journal. Says how many tries there
+    /// were, and for how long that has been known.
     fn again(&self, saga: SagaId, nobody: bool) -> (u32, Duration) {
         let (now, mut unread) = (Instant::now(), self.0.lock().unwrap_or_else(PoisonError::into_inner));
         let new = || Left { tries: 0, last: now, nobody_since: None };

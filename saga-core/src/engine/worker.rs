@@ -49,8 +49,8 @@ const LATE: Duration = Duration::from_secs(180);
 /// Between two looks for that, at most.
 const LOOK_FOR_LATE: Duration = Duration::from_secs(30);
 
-/// When the lease lapses, everything that counts on it is dropped at once. As soon as the store can be spoken to again it is told that this process was silent and not dead, and the worker
-/// joins under a new identity.
+/// When the lease lapses, everything that counts on it is dropped at once. As soon as the store can be spoken to again
+/// it is told that this process was silent and not dead, and the worker joins under a new identity.
 pub(crate) async fn stay_alive(shared: Arc<Shared>) {
     loop {
         let lease = shared.lease();
@@ -73,7 +73,8 @@ async fn say(shared: &Shared, worker: WorkerId) -> Result<(), StoreError> {
     }
 }
 
-/// Says again that a former worker of this process was silent and not dead: of what somebody held, and of what it sent before and arrived late.
+/// Says again that a former worker of this process was silent and not dead: of what somebody held, and of what it sent
+/// before and arrived late.
 async fn say_again(shared: Arc<Shared>, worker: WorkerId) {
     let (until, mut pause, mut said) = (Instant::now() + LATE, LOOK, false);
     while !said || Instant::now() < until {

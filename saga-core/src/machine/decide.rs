@@ -5,7 +5,8 @@ use crate::{
 };
 use std::time::Duration;
 
-/// A saga that this many workers in a row died with, without any progress between, is parked: it may be what kills them.
+/// A saga that this many workers in a row died with, without any progress between, is parked: it may be what kills
+/// them.
 const LAPSES_BEFORE_PARKED: u32 = 3;
 
 /// How one attempt of a step ended.

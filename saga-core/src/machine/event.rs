@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 /// the store's, no two workers can disagree about it by more than the time a message takes.
 pub type Millis = u64;
 
-/// The newest format of journals that this version of the library can read. It grows with each kind of event, or of field, that earlier versions cannot.
+/// The newest format of journals that this version of the library can read. It grows with each kind of event, or of
+/// field, that earlier versions cannot.
 pub const FORMAT: u32 = 1;
 
 /// One fact in a saga's journal.

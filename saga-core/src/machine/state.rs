@@ -121,7 +121,8 @@ pub struct State {
     pub(super) course: Course,
     pub(super) parked: Option<String>,
     pub(super) lapses: u32,
-    /// Those that count since the last progress, by their numbers: each run begins after the first and ends with the second.
+    /// Those that count since the last progress, by their numbers: each run begins after the first and ends with the
+    /// second.
     pub(super) counted: Vec<(u32, u32)>,
 }
 
@@ -175,7 +176,8 @@ impl State {
         self.lapses
     }
 
-    /// How many workers were lost with the saga since it last made progress, while code of the user's may have run there.
+    /// How many workers were lost with the saga since it last made progress, while code of the user's may have run
+    /// there.
     pub fn lapses_without_progress(&self) -> u32 {
         self.counted.iter().map(|(after, last)| last - after).sum()
     }

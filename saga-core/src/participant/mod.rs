@@ -129,7 +129,8 @@ pub trait Inbox: Send + Sync + 'static {
     /// The transaction that a handler writes in.
     type Tx: Send + 'static;
 
-    /// Whether all is there that it needs: tables, rights, settings. Asked once, before anything is consumed. The default finds everything in order.
+    /// Whether all is there that it needs: tables, rights, settings. Asked once, before anything is consumed. The
+    /// default finds everything in order.
     ///
     /// # Errors
     /// What does not heal by itself, and what to do about it. A database that is away is no error here.

@@ -8,8 +8,8 @@ use std::{
 };
 use tokio::{runtime::Handle, time::timeout};
 
-/// A connection of a user's pool. It goes back only when it is [given back](Self::give_back); otherwise it is closed, so that a call which is dropped in the middle leaves
-/// neither a place of the pool taken nor a transaction open.
+/// A connection of a user's pool. It goes back only when it is [given back](Self::give_back); otherwise it is closed,
+/// so that a call which is dropped in the middle leaves neither a place of the pool taken nor a transaction open.
 pub(crate) struct Lent {
     connection: Option<PoolConnection<Postgres>>,
 }
@@ -27,7 +27,8 @@ impl Lent {
 
     /// All that was asked was answered.
     ///
-    /// The pool asks the server for a sign of life before it takes a connection back, for however long that takes. What does not answer is closed here.
+    /// The pool asks the server for a sign of life before it takes a connection back, for however long that takes. What
+    /// does not answer is closed here.
     pub(crate) fn give_back(mut self) {
         if let Some(mut connection) = self.connection.take() {
             let returning = connection.return_to_pool();

@@ -59,7 +59,8 @@ impl Connections {
     /// Runs one statement.
     ///
     /// # Errors
-    /// What an error [means](meaning_of); [`StoreError::Unavailable`] when there is no connection to be had, with what the server says about it.
+    /// What an error [means](meaning_of); [`StoreError::Unavailable`] when there is no connection to be had, with what
+    /// the server says about it.
     pub(crate) async fn rows(&self, sql: Sql<'_>) -> Result<Vec<PgRow>, StoreError> {
         let mut taken = self.take().await?;
         let answer = timeout(self.patience, async {
@@ -130,7 +131,8 @@ impl Taken {
         ended.map(|_| answer).map_err(|error| meaning_of(&error))
     }
 
-    /// Gives the connection back if it answered, and closes it if it did not, or if it cannot do what was asked: the server behind it may not be the primary any more.
+    /// Gives the connection back if it answered, and closes it if it did not, or if it cannot do what was asked: the
+    /// server behind it may not be the primary any more.
     pub(crate) fn settle<T>(
         mut self,
         answer: Result<Result<T, StoreError>, Elapsed>,

@@ -98,7 +98,8 @@ impl Route {
         Ok(Opened { connection, mark, address })
     }
 
-    /// Whether the connections of this route keep their sessions. To be asked before any is set up: what is set in a session that is shared holds for strangers.
+    /// Whether the connections of this route keep their sessions. To be asked before any is set up: what is set in a
+    /// session that is shared holds for strangers.
     ///
     /// # Errors
     /// When there is no connection to be had.
@@ -224,7 +225,8 @@ fn address(server: &PgConnectOptions) -> String {
     }
 }
 
-/// The servers of a URL, which may name several: `postgres://user@one:5432,two:5432/database?target_session_attrs=read-write`, as libpq has it
+/// The servers of a URL, which may name several:
+/// `postgres://user@one:5432,two:5432/database?target_session_attrs=read-write`, as libpq has it
 /// (<https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING>).
 pub(crate) fn servers(url: &str) -> Result<Vec<PgConnectOptions>, SetupError> {
     let malformed = |reason: String| SetupError::Url { reason };

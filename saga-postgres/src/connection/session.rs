@@ -10,25 +10,29 @@ use uuid::Uuid;
 pub(crate) enum Keeps {
     /// As long as the connection: it is a session of its own.
     Sessions,
-    /// As long as a transaction: a pooler shares sessions between transactions. So each statement has a transaction with its settings, and none has a name.
+    /// As long as a transaction: a pooler shares sessions between transactions. So each statement has a transaction
+    /// with its settings, and none has a name.
     Transactions,
 }
 
-/// The settings that the rules of this crate stand on. They are set by SQL and looked at afterwards: a pooler refuses or ignores those that come with the connection.
+/// The settings that the rules of this crate stand on. They are set by SQL and looked at afterwards: a pooler refuses
+/// or ignores those that come with the connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     values: Vec<(&'static str, String)>,
 }
 
 impl Settings {
-    /// A lock that somebody's open transaction holds must not hold up a batch; a statement that nobody waits for must end. Statements are planned once for a connection, by indexes: a plan made
-    /// while the tables were empty has to be right when they are large. Where there is no index (the handful of workers) the price that this puts on a scan would have it compiled, for a fifth
-    /// of a second.
+    /// A lock that somebody's open transaction holds must not hold up a batch; a statement that nobody waits for must
+    /// end. Statements are planned once for a connection, by indexes: a plan made while the tables were empty has to be
+    /// right when they are large. Where there is no index (the handful of workers) the price that this puts on a scan
+    /// would have it compiled, for a fifth of a second.
     pub(crate) fn of_the_store() -> Self {
         Self::new(Duration::from_millis(100), Duration::from_secs(30), None)
     }
 
-    /// A relay waits for an operator's verb, ends when it is silent for a lease, and does not wait for the disk: what a crash brings back is a repeat.
+    /// A relay waits for an operator's verb, ends when it is silent for a lease, and does not wait for the disk: what a
+    /// crash brings back is a repeat.
     pub(crate) fn of_a_relay(lease: Duration) -> Self {
         Self::new(Duration::from_secs(5), lease, Some("off"))
     }
@@ -78,7 +82,8 @@ impl Settings {
     /// Sets up a session and makes sure that it stays so. Answers with what it is known by.
     ///
     /// # Errors
-    /// [`SetupError::ReadOnly`]; [`SetupError::Pooler`] when the settings are gone right after they were made; what Postgres says.
+    /// [`SetupError::ReadOnly`]; [`SetupError::Pooler`] when the settings are gone right after they were made; what
+    /// Postgres says.
     pub(crate) async fn set_up(&self, connection: &mut PgConnection, address: &str) -> Result<Mark, SetupError> {
         let mark = Mark(Uuid::new_v4().simple().to_string());
         self.set(connection).await?;
@@ -138,8 +143,9 @@ pub(crate) async fn can_write(connection: &mut PgConnection, address: &str) -> R
     Ok(())
 }
 
-/// Whether two connections are the same process at the server although both are open: a pooler shares sessions between transactions. Tried with the second one in a transaction, which the
-/// pooler gives the session that the first one just left.
+/// Whether two connections are the same process at the server although both are open: a pooler shares sessions between
+/// transactions. Tried with the second one in a transaction, which the pooler gives the session that the first one just
+/// left.
 pub(crate) async fn share_a_session(one: &mut PgConnection, other: &mut PgConnection) -> Result<bool, SetupError> {
     const WHO: &str = "SELECT pg_backend_pid() AS pid";
     let pid = async |connection: &mut PgConnection| {

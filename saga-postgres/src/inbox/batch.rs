@@ -178,7 +178,8 @@ impl PgInbox {
     async fn end(&self, Transaction { backend, xid }: Transaction) -> Result<(), sqlx::Error> {
         in_time(async {
             let mut connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
-            // It may be a pooler's connection, where the two parts of a statement with arguments could come to two sessions. Both are numbers.
+            // It may be a pooler's connection, where the two parts of a statement with arguments could come to two
+            // sessions. Both are numbers.
             let end =
                 self.queries.inbox_end.as_str().replace("$1", &backend.to_string()).replace("$2", &format!("'{xid}'"));
             sqlx::raw_sql(AssertSqlSafe(end)).execute(&mut connection).await?;

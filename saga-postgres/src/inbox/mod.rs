@@ -123,7 +123,8 @@ impl PgInbox {
         }
     }
 
-    /// A statement for a user's connection. It has a name only where it is known that no pooler shares sessions between transactions: there it would be another client's name.
+    /// A statement for a user's connection. It has a name only where it is known that no pooler shares sessions between
+    /// transactions: there it would be another client's name.
     fn query(&self, sql: &SqlStr) -> Query<'static, Postgres, PgArguments> {
         sqlx::query(sql.clone()).persistent(self.keeps_sessions.load(Ordering::Relaxed))
     }

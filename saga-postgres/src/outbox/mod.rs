@@ -67,9 +67,10 @@
 //!
 //! **A relay deletes without waiting for the disk** (`synchronous_commit = off`): what a crash of the server brings back is a repeat.
 //!
-//! **Its connections are its own**, one a lane, made as those of the pool are: a broker that is slow takes no connection from the service. Through a pooler in transaction mode it sets its
-//! parameters in each transaction. `publish` works through any pooler: its statement has no name, since a name could be another client's there. That is one round trip more, which
-//! [`publish_all`](PgOutbox::publish_all) takes once for all.
+//! **Its connections are its own**, one a lane, made as those of the pool are: a broker that is slow takes no
+//! connection from the service. Through a pooler in transaction mode it sets its parameters in each transaction.
+//! `publish` works through any pooler: its statement has no name, since a name could be another client's there. That is
+//! one round trip more, which [`publish_all`](PgOutbox::publish_all) takes once for all.
 //!
 //! # Parked events
 //!
@@ -219,7 +220,8 @@ impl PgOutbox {
         migrations::run_on(&self.inner.pool, &self.inner.schema).await.map(drop)
     }
 
-    /// A statement for a user's connection. It has no name: where a pooler shares sessions between transactions, that could be another client's.
+    /// A statement for a user's connection. It has no name: where a pooler shares sessions between transactions, that
+    /// could be another client's.
     fn query(&self, sql: &SqlStr) -> Query<'static, Postgres, PgArguments> {
         sqlx::query(sql.clone()).persistent(false)
     }

@@ -96,7 +96,8 @@ impl RelayOptions {
 /// A verb of Postgres that has no plan.
 const NOT_PLANNED: [&str; 1] = ["vacuum"];
 
-/// The way to connections of a relay's own, made as the pool's are made now. They speak for themselves when they are looked at, end what nobody waits for, and do not wait for the disk.
+/// The way to connections of a relay's own, made as the pool's are made now. They speak for themselves when they are
+/// looked at, end what nobody waits for, and do not wait for the disk.
 async fn way(outbox: &PgOutbox, lease: Duration) -> Result<Route, SetupError> {
     let PgOutbox { inner } = outbox;
     let user = PgConnectOptions::clone(&inner.pool.connect_options());

@@ -1,4 +1,5 @@
--- Forgets workers that were seen to be silent, and have not beaten since. Who beats at this moment is passed over. Served by saga_worker_pkey.
+-- Forgets workers that were seen to be silent, and have not beaten since. Who beats at this moment is passed over.
+-- Served by saga_worker_pkey.
 WITH silent AS MATERIALIZED (
     SELECT w.id
     FROM {schema}.saga_worker w

@@ -1,4 +1,5 @@
--- Drops unread mail of sagas that have ended: it came too late. What somebody holds is passed over. Served by saga_mailbox_unread, saga_pkey and saga_mailbox_pkey.
+-- Drops unread mail of sagas that have ended: it came too late. What somebody holds is passed over. Served by
+-- saga_mailbox_unread, saga_pkey and saga_mailbox_pkey.
 WITH dead AS MATERIALIZED (
     SELECT m.saga_id, m.message
     FROM {schema}.saga_mailbox m

@@ -1,4 +1,5 @@
--- Makes due what a worker owned that was silent and not dead: each lapse counts, and is survived. Served by saga_owner and saga_pkey.
+-- Makes due what a worker owned that was silent and not dead: each lapse counts, and is survived. Served by saga_owner
+-- and saga_pkey.
 WITH own AS MATERIALIZED (
     SELECT id FROM {schema}.saga WHERE owner = $1 ORDER BY id LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED
 )

@@ -1,4 +1,5 @@
--- The lapses that were counted for a worker that was silent and not dead are survived. Served by saga_lost_with and saga_pkey.
+-- The lapses that were counted for a worker that was silent and not dead are survived. Served by saga_lost_with and
+-- saga_pkey.
 WITH swept AS MATERIALIZED (
     SELECT id FROM {schema}.saga WHERE lost_with @> ARRAY[$1::uuid] AND lost_with IS NOT NULL ORDER BY id LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED
 )

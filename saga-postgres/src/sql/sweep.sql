@@ -1,4 +1,5 @@
--- Makes due what these dead workers owned, and counts the lapse: `lost_with` has a place for each. Served by saga_owner and saga_pkey.
+-- Makes due what these dead workers owned, and counts the lapse: `lost_with` has a place for each. Served by saga_owner
+-- and saga_pkey.
 WITH orphaned AS MATERIALIZED (
     SELECT id FROM {schema}.saga WHERE owner = ANY ($1) ORDER BY id LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED
 )

@@ -1,4 +1,5 @@
--- Definitions with due sagas that no living worker has registered. It steps from one definition to the next, however many sagas each has. Served by saga_due.
+-- Definitions with due sagas that no living worker has registered. It steps from one definition to the next, however
+-- many sagas each has. Served by saga_due.
 WITH RECURSIVE d AS (
     (SELECT name, version FROM {schema}.saga WHERE due_at IS NOT NULL ORDER BY name, version LIMIT 1)
     UNION ALL

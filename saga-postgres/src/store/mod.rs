@@ -57,8 +57,8 @@ const A_MOMENT: Duration = Duration::from_millis(500);
 
 /// Sagas in Postgres. Cheap to clone.
 ///
-/// It has a pool of its own, so that a busy service and its sagas do not wait for each other's connections. Connect it to the *primary*:
-/// the answer to a lost commit is only to be found there.
+/// It has a pool of its own, so that a busy service and its sagas do not wait for each other's connections. Connect it
+/// to the *primary*: the answer to a lost commit is only to be found there.
 #[derive(Clone, Debug)]
 pub struct PgStore {
     inner: Arc<Inner>,
@@ -86,7 +86,8 @@ impl Drop for Inner {
 }
 
 impl PgStore {
-    /// Connects to `postgres://user:password@host:port/database`, schema `saga`. The URL may name several servers, `postgres://user@one,two/database`: the primary among them is used.
+    /// Connects to `postgres://user:password@host:port/database`, schema `saga`. The URL may name several servers,
+    /// `postgres://user@one,two/database`: the primary among them is used.
     ///
     /// # Errors
     /// As [`PgStoreOptions::connect`].
@@ -103,13 +104,15 @@ impl PgStore {
         Ok(PgStoreOptions::new(url))
     }
 
-    /// Creates the schema and its tables, or brings them to this version of the library. Every process may call it at its start, also while others work on the schema, and also
-    /// with a release that is older than the schema: see the guide's page on operations.
+    /// Creates the schema and its tables, or brings them to this version of the library. Every process may call it at
+    /// its start, also while others work on the schema, and also with a release that is older than the schema: see the
+    /// guide's page on operations.
     ///
     /// Nobody is held up: a migration that has to wait for a lock lets others pass, and tries again.
     ///
     /// # Errors
-    /// [`SetupError::Migration`]; [`SetupError::TooNew`] when the schema needs a newer library; and when there is no connection to be had.
+    /// [`SetupError::Migration`]; [`SetupError::TooNew`] when the schema needs a newer library; and when there is no
+    /// connection to be had.
     pub async fn migrate(&self) -> Result<(), SetupError> {
         migrations::run(&self.inner.aside, &self.inner.schema).await
     }
@@ -130,14 +133,14 @@ impl PgStore {
         self.inner.queries.all().into_iter().map(|(name, sql)| (name, sql.as_str().to_owned())).collect()
     }
 
-    /// Tells all processes at once that there may be work, after a transaction that started a saga has committed. They find it by
-    /// themselves, a little later.
+    /// Tells all processes at once that there may be work, after a transaction that started a saga has committed. They
+    /// find it by themselves, a little later.
     pub fn wake(&self) {
         self.hint(Hint::Work);
     }
 
-    /// Tells all processes at once that there may be mail, after a transaction that cancelled a saga has committed. They find it by
-    /// themselves, a little later.
+    /// Tells all processes at once that there may be mail, after a transaction that cancelled a saga has committed.
+    /// They find it by themselves, a little later.
     pub fn wake_cancelled(&self) {
         self.hint(Hint::Mail);
     }
@@ -161,7 +164,8 @@ impl PgStore {
         &self.inner.queries
     }
 
-    /// A statement for whoever's connection it is. What goes to a user's has no name there: it may be a pooler's, and another client's name.
+    /// A statement for whoever's connection it is. What goes to a user's has no name there: it may be a pooler's, and
+    /// another client's name.
     fn statement(&self, sql: &SqlStr, whose: Whose) -> Sql<'static> {
         match whose {
             Whose::Ours => self.query(sql),
@@ -235,7 +239,8 @@ impl PgStore {
     }
 
     async fn records(&self, rows: Vec<PgRow>) -> Result<Vec<Record>, StoreError> {
-        // One row that cannot be read (of a newer version of this library, or damaged) fails no other: it is given back.
+        // One row that cannot be read (of a newer version of this library, or damaged) fails no other: it is given
+        // back.
         let readable = |row| match record(row) {
             Ok(record) => Some((row, record)),
             Err(error) => {
@@ -467,7 +472,8 @@ impl Store for PgStore {
                     Ok((SagaId::from(column::<Uuid>(row, "id")?), answer))
                 })
                 .collect::<Result<_, StoreError>>()?,
-            // An entry stands already: an earlier statement came through after all. Those that stand are answered, the others are tried again.
+            // An entry stands already: an earlier statement came through after all. Those that stand are answered, the
+            // others are tried again.
             Err(StoreError::Rejected(text)) if text.contains("saga_journal_pkey") => HashMap::new(),
             Err(error) => return Err(error),
         };
@@ -587,7 +593,8 @@ impl Store for PgStore {
     }
 }
 
-/// Whose connection it is. Ours plan by indexes alone, and keep their plans; on a user's, a plan that was made while the tables were empty would be slow later on.
+/// Whose connection it is. Ours plan by indexes alone, and keep their plans; on a user's, a plan that was made while
+/// the tables were empty would be slow later on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Whose {
     Ours,

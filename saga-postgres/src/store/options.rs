@@ -39,7 +39,8 @@ impl PgStoreOptions {
         }
     }
 
-    /// The schema that holds the tables. Several engines, tenants or services can live in one database, in a schema each. Defaults to `saga`.
+    /// The schema that holds the tables. Several engines, tenants or services can live in one database, in a schema
+    /// each. Defaults to `saga`.
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
         self.schema = schema.into();
         self
@@ -59,15 +60,17 @@ impl PgStoreOptions {
         self
     }
 
-    /// The URL leads to a pooler in *transaction mode*, which shares the server's sessions between transactions. Each statement then has a transaction of its own that brings its
-    /// settings with it, and none is prepared by name: three round trips more for each. Hints cannot be heard through such a pooler: give a [direct](Self::direct) way for them, or
-    /// processes find work by their polls alone.
+    /// The URL leads to a pooler in *transaction mode*, which shares the server's sessions between transactions. Each
+    /// statement then has a transaction of its own that brings its settings with it, and none is prepared by name:
+    /// three round trips more for each. Hints cannot be heard through such a pooler: give a [direct](Self::direct) way
+    /// for them, or processes find work by their polls alone.
     pub const fn transaction_pooler(mut self) -> Self {
         self.keeps = Keeps::Transactions;
         self
     }
 
-    /// A URL that leads to the server itself, past a pooler: for the heartbeat, for hints (`LISTEN`), and for migrations.
+    /// A URL that leads to the server itself, past a pooler: for the heartbeat, for hints (`LISTEN`), and for
+    /// migrations.
     pub fn direct(mut self, url: impl Into<String>) -> Self {
         self.direct = Some(url.into());
         self
@@ -83,9 +86,10 @@ impl PgStoreOptions {
     /// Connects, and makes sure that the connections are what the store needs.
     ///
     /// # Errors
-    /// [`SetupError::SchemaName`], [`SetupError::Url`]; [`SetupError::Unreachable`], [`SetupError::ReadOnly`], [`SetupError::NoPrimary`] when there is no connection to the primary to be had;
-    /// [`SetupError::Pooler`] when the URL leads through a pooler in transaction mode and
-    /// [`transaction_pooler`](Self::transaction_pooler) was not called; [`SetupError::Version`].
+    /// [`SetupError::SchemaName`], [`SetupError::Url`]; [`SetupError::Unreachable`], [`SetupError::ReadOnly`],
+    /// [`SetupError::NoPrimary`] when there is no connection to the primary to be had; [`SetupError::Pooler`] when the
+    /// URL leads through a pooler in transaction mode and [`transaction_pooler`](Self::transaction_pooler) was not
+    /// called; [`SetupError::Version`].
     pub async fn connect(self) -> Result<PgStore, SetupError> {
         migrations::check_name(&self.schema)?;
         let way = |url: &str, keeps| {

@@ -1,9 +1,9 @@
 //! Which workers are dead. The clock alone does not decide: it may be set, and after a failover it is another server's.
 //!
 //! Each process looks at all workers several times a lease. A worker is dead when it wrote nothing for 1 1/4 leases of
-//! such looks; or, sooner, when its lease is over by the server's clock and it wrote nothing for [a while](ENOUGH). Only
-//! regular looks count. A process that stood still, or whose database was away, knows nothing about the others: they
-//! may have stood still as well, and get their time to come back.
+//! such looks; or, sooner, when its lease is over by the server's clock and it wrote nothing for [a while](ENOUGH).
+//! Only regular looks count. A process that stood still, or whose database was away, knows nothing about the others:
+//! they may have stood still as well, and get their time to come back.
 
 use chrono::{DateTime, Utc};
 use std::{

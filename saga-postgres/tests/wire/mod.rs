@@ -1,4 +1,5 @@
-//! A wire between a client and Postgres that can be cut, and that can fall silent without anybody being told: as a load balancer does that forgets its connections.
+//! A wire between a client and Postgres that can be cut, and that can fall silent without anybody being told: as a load
+//! balancer does that forgets its connections.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
