@@ -4,7 +4,10 @@ use super::{
     Keeps,
     route::{Opened, Route},
 };
-use crate::{SetupError, error::meaning_of};
+use crate::{
+    SetupError,
+    error::{meaning_of, told},
+};
 use deadpool::managed::{self, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult};
 use saga_core::store::StoreError;
 use sqlx::{
@@ -114,7 +117,9 @@ impl Taken {
         let opened = &mut place.opened;
         if self.route.keeps() == Keeps::Transactions {
             let begin = opened.begin(self.route.settings());
-            sqlx::raw_sql(begin).execute(opened.connection()).await.map_err(|error| meaning_of(&error))?;
+            // Whatever the reason: the connection is in a state that nobody knows, and is closed.
+            let begun = sqlx::raw_sql(begin).execute(opened.connection()).await;
+            begun.map_err(|error| StoreError::Unavailable(told(&error)))?;
         }
         Ok(opened.connection())
     }
@@ -127,8 +132,12 @@ impl Taken {
         }
         let end = if answer.is_ok() { "COMMIT" } else { "ROLLBACK" };
         let ended = sqlx::raw_sql(end).execute(place.opened.connection()).await;
-        let answer = answer?;
-        ended.map(|_| answer).map_err(|error| meaning_of(&error))
+        match (answer, ended) {
+            (answer, Ok(_)) => answer,
+            (Ok(_), Err(error)) => Err(meaning_of(&error)),
+            // It could not be taken back: the connection is closed, and with it the transaction ends.
+            (Err(_), Err(error)) => Err(StoreError::Unavailable(told(&error))),
+        }
     }
 
     /// Gives the connection back if it answered, and closes it if it did not, or if it cannot do what was asked: the

@@ -12,11 +12,13 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// Worth the trouble.
 const DEAD: u64 = 10_000;
 const PAUSE: Duration = Duration::from_secs(1);
+/// A connection that does not answer for so long leads nowhere.
+const LONGEST: Duration = Duration::from_secs(3600);
 /// It rests for so many times as long as it works: the whole index is read each time, and a backlog may have made it large.
 const REST: u32 = 10;
 
@@ -39,9 +41,10 @@ pub(super) async fn behind(counters: Arc<Counters>, outbox: PgOutbox, route: Arc
             sqlx::raw_sql(outbox.inner.queries.vacuum.clone()).execute(opened.connection()).await?;
             Ok::<_, SetupError>(())
         };
-        match vacuum.await {
-            Ok(()) => vacuumed = published,
-            Err(error) => tracing::debug!(%error, "the outbox is not vacuumed"),
+        match timeout(LONGEST, vacuum).await {
+            Ok(Ok(())) => vacuumed = published,
+            Ok(Err(error)) => tracing::debug!(%error, "the outbox is not vacuumed"),
+            Err(_) => tracing::debug!("the outbox is not vacuumed: no answer"),
         }
         pause = PAUSE.max(began.elapsed() * REST);
     }
