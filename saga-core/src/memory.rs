@@ -40,6 +40,8 @@ struct Row {
     owner: Option<WorkerId>,
     due: Option<Instant>,
     writers: Vec<WorkerId>,
+    /// How old its owner said it was when it was put back, and when that was.
+    told: Option<(Duration, Instant)>,
     /// Who was lost with it; `None` who came back since.
     lost_with: Vec<Option<WorkerId>>,
 }
@@ -65,7 +67,8 @@ impl Inner {
         let row = self.sagas.get(&saga)?;
         let mail = self.unread(saga).cloned().collect();
         let survived = (1..).zip(&row.lost_with).filter(|(_, worker)| worker.is_none()).map(|(number, _)| number);
-        Some(Record { age: row.started.elapsed(), survived: survived.collect(), mail, ..row.record.clone() })
+        let told = row.told.map(|(age, since)| age + since.elapsed()).unwrap_or_default();
+        Some(Record { age: row.started.elapsed().max(told), survived: survived.collect(), mail, ..row.record.clone() })
     }
 }
 
@@ -104,6 +107,7 @@ impl Row {
         }
         self.record.status = append.status.unwrap_or(self.record.status);
         if let Then::Release { due_in } = append.then {
+            self.told = Some((append.age, Instant::now()));
             self.free(due_in.map(after));
         }
         Appended::Written
@@ -189,8 +193,15 @@ impl Store for MemoryStore {
                 mail: vec![],
             };
             let due = start.owner.is_none().then(Instant::now);
-            let row =
-                Row { record, started: Instant::now(), owner: start.owner, due, writers: vec![], lost_with: vec![] };
+            let row = Row {
+                record,
+                started: Instant::now(),
+                owner: start.owner,
+                due,
+                writers: vec![],
+                told: None,
+                lost_with: vec![],
+            };
             inner.keys.insert(key, start.saga);
             inner.sagas.insert(start.saga, row);
             Started::New

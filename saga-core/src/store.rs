@@ -84,6 +84,8 @@ pub struct Append {
     pub status: Option<Status>,
     /// What happens to the claim. With a final status it is always a release for good.
     pub then: Then,
+    /// How old the saga is, as its owner counts.
+    pub age: Duration,
 }
 
 /// What happens to a claim after an append.
@@ -132,7 +134,8 @@ pub struct Record {
     pub lapses: u32,
     /// Which of these losses (the first is 1) were no death: their worker [came back](Store::returned) since.
     pub survived: Vec<u32>,
-    /// How long ago it was started.
+    /// How long ago it was started. When it is claimed, it is at least as old as its owner [said](Append::age) when it put the saga back, and what
+    /// it had to wait since: also when the store's clock was set back.
     pub age: Duration,
     /// The entries of its journal, the one with `seq` 1 first.
     pub journal: Vec<Vec<u8>>,

@@ -363,6 +363,7 @@ async fn a_saga_whose_journal_cannot_be_read_does_not_begin_anew_whatever_an_ope
         read: vec![],
         status: None,
         then: Then::Release { due_in: Some(Duration::ZERO) },
+        age: Duration::ZERO,
     };
     store.append(newer, &[append]).await.unwrap();
 
@@ -755,6 +756,7 @@ async fn a_cancel_that_reached_a_version_which_cannot_read_the_journal_leaves_a_
         read: vec![],
         status: None,
         then: Then::Release { due_in: Some(Duration::ZERO) },
+        age: Duration::ZERO,
     };
     store.append(newer, &[append]).await.unwrap();
     client.sagas::<Trip>().cancel(trip.id(), "changed my mind").await.unwrap();

@@ -15,11 +15,11 @@
 
 use crate::{
     SetupError,
-    connection::{Keeps, Lent, Route, Settings},
+    connection::{Keeps, Route, Settings},
     error::{meaning_of, told},
 };
 use saga_core::store::StoreError;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Row};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Row, postgres::PgConnectOptions};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -175,10 +175,10 @@ pub(crate) async fn run(route: &Route, schema: &str) -> Result<(), SetupError> {
 
 /// On a user's pool: along the same way. Says whether its connections keep their sessions.
 pub(crate) async fn run_on(pool: &PgPool, schema: &str) -> Result<Keeps, SetupError> {
-    let route = Route::of(pool, Settings::of_the_store(), Lent::PATIENCE);
-    let keeps = route.explore().await?;
-    run(&route.keeping(keeps), schema).await?;
-    Ok(keeps)
+    let server = PgConnectOptions::clone(&pool.connect_options());
+    let route = Route::of_a_user(server, Settings::of_the_store()).await?;
+    run(&route, schema).await?;
+    Ok(route.keeps())
 }
 
 async fn bring(connection: &mut PgConnection, schema: &str) -> Result<(), SetupError> {

@@ -35,7 +35,7 @@ queries! {
     claim_due claim_mailed journals unread owned disown
     mail post drop_dead_mail
     join beat leave workers bury orphans sweep set_back
-    returned_owned returned_swept returned_left readers
+    returned_swept returned_left readers
     register registered census unclaimable
     find statuses read
     notify

@@ -1,18 +1,29 @@
 //! Before the start: is all there that will be needed? What is missing is better said at once than by the first saga.
 
-use crate::{SetupError, error::told, migrations::Standing};
-use sqlx::{AssertSqlSafe, PgConnection, SqlStr};
+use crate::{
+    SetupError,
+    connection::{Opened, Route},
+    error::told,
+    migrations::Standing,
+};
+use sqlx::{AssertSqlSafe, SqlStr};
 
 /// Looks whether a schema is at this release, and goes through statements without doing anything: each is planned, and
-/// its rights are checked, as if it were to run.
+/// its rights are checked, as if it were to run. On a connection of its own, which is handed on in an open transaction
+/// for what else is to be tried.
 ///
 /// # Errors
-/// [`SetupError::NotMigrated`], [`SetupError::TooNew`], [`SetupError::Rights`], or what else Postgres says.
+/// [`SetupError::NotMigrated`], [`SetupError::TooNew`], [`SetupError::Rights`]; when there is no connection to be had,
+/// and what else Postgres says.
 pub(crate) async fn of(
-    connection: &mut PgConnection,
+    route: &Route,
     schema: &str,
-    statements: &[(&'static str, &SqlStr)],
-) -> Result<(), SetupError> {
+    statements: impl Iterator<Item = (&'static str, &SqlStr)> + Send,
+) -> Result<Opened, SetupError> {
+    let mut opened = route.open().await?;
+    let begin = opened.begin(route.settings());
+    let connection = opened.connection();
+    sqlx::raw_sql(begin).execute(&mut *connection).await?;
     let standing =
         Standing::read(connection, schema).await.map_err(|error| meaning(error, schema, "saga_migration"))?;
     standing.is_known(schema)?;
@@ -29,13 +40,9 @@ pub(crate) async fn of(
             "PREPARE saga_rehearsal AS {sql}\n; EXPLAIN EXECUTE saga_rehearsal{arguments}; DEALLOCATE saga_rehearsal"
         );
         let tried = sqlx::raw_sql(AssertSqlSafe(tried)).execute(&mut *connection).await;
-        if let Err(error) = tried {
-            // The connection is to be used as it was.
-            let _ = sqlx::raw_sql("ROLLBACK; DEALLOCATE ALL").execute(&mut *connection).await;
-            return Err(meaning(error, schema, name));
-        }
+        tried.map_err(|error| meaning(error, schema, name))?;
     }
-    Ok(())
+    Ok(opened)
 }
 
 /// What an error says about the schema.

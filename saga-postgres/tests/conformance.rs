@@ -98,7 +98,7 @@ const MUTANTS: &[(&str, Edit, &str)] = &[
     ),
     (
         "a sweep does not say who was lost",
-        |name, sql| replaced(name, sql, "sweep", "|| s.owner", "|| NULL::uuid"),
+        |name, sql| replaced(name, sql, "sweep", "THEN s.owner END", "THEN NULL::uuid END"),
         "lease::a_lapse_is_survived_by_a_worker_that_comes_back",
     ),
     (

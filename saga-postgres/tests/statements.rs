@@ -81,11 +81,23 @@ async fn a_census_reads_no_more_than_what_is_parked_and_one_saga_of_each_name() 
 #[tokio::test]
 async fn an_append_finds_its_rows_by_their_keys() {
     let arguments = format!(
-        "({WORKER}, ARRAY[gen_random_uuid()], '{{1}}', '{{1}}', ARRAY['x'::bytea], '{{3}}', '{{f}}', '{{0}}', ARRAY[gen_random_uuid()], '{{m}}')"
+        "({WORKER}, ARRAY[gen_random_uuid()], '{{1}}', '{{1}}', ARRAY['x'::bytea], '{{3}}', '{{f}}', '{{0}}', ARRAY[gen_random_uuid()], '{{m}}', '{{0}}')"
     );
     let plan = plan("append", &arguments).await;
     assert!(plan.contains("Index Scan using saga_pkey") && plan.contains("saga_mailbox_pkey"), "{plan}");
     assert!(!plan.contains("Seq Scan"), "{plan}");
+}
+
+#[tokio::test]
+async fn the_searches_for_what_is_rare_look_at_that_alone() {
+    let swept = plan("returned_swept", &format!("({WORKER}, 10)")).await;
+    assert!(swept.contains("saga_lost_with") && !swept.contains("Seq Scan"), "{swept}");
+    let left = plan("returned_left", &format!("({WORKER})")).await;
+    assert!(left.contains("saga_owner") && left.contains("saga_lost_with") && !left.contains("Seq Scan"), "{left}");
+    let set_back = plan("set_back", "(10)").await;
+    assert!(set_back.contains("saga_due_from") && !set_back.contains("Seq Scan"), "{set_back}");
+    let unclaimable = plan("unclaimable", "").await;
+    assert!(unclaimable.contains("saga_due") && !unclaimable.contains("Seq Scan on saga "), "{unclaimable}");
 }
 
 #[tokio::test]
@@ -186,6 +198,7 @@ fn the_benchmark_measures_the_statement_that_is_sent() {
     for step in 0..4 {
         let last = step == 3;
         let filled = [
+            ("$11", "array_fill(0::bigint, ARRAY[200])".to_owned()),
             ("$10", "'{}'".to_owned()),
             ("$9", "'{}'".to_owned()),
             ("$8", "array_fill(NULL::bigint, ARRAY[200])".to_owned()),

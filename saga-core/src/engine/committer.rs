@@ -3,7 +3,7 @@
 //! An idle engine commits at once; a busy one amortises. There is no timer to tune: the time that one statement takes is
 //! what gathers the next batch.
 
-use super::{Config, lease::Lease};
+use super::{Config, lease::Lease, rarely::Rarely};
 use crate::{
     WorkerId,
     store::{Append, Appended, Start, Started, Store, StoreError},
@@ -19,8 +19,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// The pause before a statement is sent again that the store did not answer, or a row is tried again that was busy.
 pub(crate) const AGAIN: Duration = Duration::from_millis(10);
-/// What cannot be written is reported, and again after so long.
-const REPORTED_AFTER: Duration = Duration::from_secs(5);
 /// How often a start is tried that somebody else's transaction holds up, before its caller is told.
 const CONTENDED: u32 = 10;
 
@@ -46,8 +44,8 @@ impl Spawn {
 struct Waiting<T, A> {
     entry: T,
     answer: oneshot::Sender<Result<A, StoreError>>,
-    /// When it was first found that somebody holds its row, and when that was last reported.
-    busy: Option<(Instant, Instant)>,
+    /// Since when somebody holds its row, and whether that was said.
+    busy: Option<(Instant, Rarely)>,
 }
 
 impl Committer {
@@ -216,15 +214,13 @@ async fn commit_appends(
 }
 
 /// Takes note that somebody else's transaction holds a saga's row, and says so when it lasts.
-fn still_busy(entry: &Append, held: Option<(Instant, Instant)>) -> (Instant, Instant) {
-    let now = Instant::now();
-    let (since, reported) = held.unwrap_or((now, now));
-    if now - reported < REPORTED_AFTER {
-        return (since, reported);
+fn still_busy(entry: &Append, held: Option<(Instant, Rarely)>) -> (Instant, Rarely) {
+    let (since, mut rarely) = held.unwrap_or_else(|| (Instant::now(), Rarely::not_yet()));
+    if rarely.now() {
+        let for_ms = since.elapsed().as_millis();
+        tracing::warn!(saga = %entry.saga, for_ms, "another transaction holds the saga's row: what happened cannot be written");
     }
-    let for_ms = (now - since).as_millis();
-    tracing::warn!(saga = %entry.saga, for_ms, "another transaction holds the saga's row: what happened cannot be written");
-    (since, now)
+    (since, rarely)
 }
 
 /// Sends the same batch again until the store has answered it, halves it when the store refuses it, and so comes to one
@@ -237,7 +233,7 @@ async fn write_until_answered<W: Write>(
     let mut answers: Vec<Option<Result<W::Answer, StoreError>>> = vec![None; entries.len()];
     let mut parts = vec![];
     let mut next = Some(0..entries.len());
-    let mut reported: Option<Instant> = None;
+    let mut rarely = Rarely::default();
     while let Some(part) = next.take().or_else(|| parts.pop()) {
         loop {
             match to.write(&entries[part.clone()]).await {
@@ -261,8 +257,7 @@ async fn write_until_answered<W: Write>(
                     break;
                 }
                 Err(error) => {
-                    if reported.is_none_or(|reported| reported.elapsed() >= REPORTED_AFTER) {
-                        reported = Some(Instant::now());
+                    if rarely.now() {
                         tracing::warn!(%error, sagas = part.len(), "cannot write: trying again until the store answers");
                     }
                     if waiting[part.clone()].iter().all(oneshot::Sender::is_closed) {

@@ -167,18 +167,6 @@ impl Drive {
         drive
     }
 
-    /// The store found it due. Its own clock may disagree: that goes by the store's, which may have been set back since
-    /// the saga was put there. What the store has waited for has passed. (What is nearer than it is ever held for was
-    /// not put there, and has not been waited for.)
-    pub(crate) fn is_due(&mut self) {
-        let now = self.now();
-        if let Some(due) = self.due_at()
-            && Duration::from_millis(due.saturating_sub(now)) > self.shared.config.hold
-        {
-            self.age.0 += due - now;
-        }
-    }
-
     /// Whether a worker died with it, and it has made no progress since.
     pub(crate) fn was_lost(&self) -> bool {
         self.deaths() > 0 && self.state.status() != Status::Parked
@@ -202,7 +190,9 @@ impl Drive {
     pub(crate) async fn put_back(self) {
         let then = Then::Release { due_in: Some(NEXT_SUSPECT.mul_f64(0.5 + fastrand::f64())) };
         let (saga, epoch, seq) = (self.saga, self.epoch, self.seq + 1);
-        let append = Append { saga, epoch, seq, entry: None, read: vec![], status: None, then };
+        let age = self.age.0;
+        let append =
+            Append { saga, epoch, seq, entry: None, read: vec![], status: None, then, age: Duration::from_millis(age) };
         let _ = self.shared.committer.append(&self.lease, append).await;
     }
 
@@ -624,6 +614,7 @@ impl Drive {
             read: std::mem::take(&mut self.read),
             status: (status != self.status).then_some(status),
             then,
+            age: Duration::from_millis(self.now()),
         })
     }
 
@@ -754,4 +745,30 @@ fn cut(mut error: String) -> String {
         error += &format!(".. ({bytes} bytes in all)");
     }
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_letter_is_known_and_others_are_of_a_newer_release() {
+        let id = CommandId { saga: SagaId::generate(), step: "pay".into(), generation: 0 };
+        let reply = Reply { id, op: Op::Do, attempt: 1, answer: Answer::Fail("no".into()) };
+        let letters = [
+            Letter::Cancel { reason: String::new() },
+            Letter::Resume { by: String::new() },
+            Letter::Skip { step: String::new(), reason: String::new() },
+            Letter::Reply(reply),
+        ];
+        for letter in letters {
+            // One that is missing above does not compile here.
+            match letter {
+                Letter::Cancel { .. } | Letter::Resume { .. } | Letter::Skip { .. } | Letter::Reply(_) => {}
+            }
+            assert!(!is_of_a_newer_kind(&serde_json::to_vec(&letter).unwrap()), "{letter:?}");
+        }
+        assert!(is_of_a_newer_kind(br#"{"signal":{"name":"approval"}}"#));
+        assert!(!is_of_a_newer_kind(b"{"), "that is damaged");
+    }
 }

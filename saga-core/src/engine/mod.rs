@@ -13,6 +13,7 @@ mod metrics;
 mod news;
 mod outcome;
 mod outcomes;
+mod rarely;
 mod sagas;
 mod unread;
 mod worker;

@@ -95,6 +95,7 @@ fn of(record: &Record) -> Append {
         read: vec![],
         status: None,
         then: Then::Release { due_in: None },
+        age: record.age,
     }
 }
 

@@ -8,6 +8,7 @@ use super::{
     drive::{Drive, QUARANTINE},
     journal,
     lease::Lease,
+    rarely::Rarely,
     unread,
 };
 use crate::{
@@ -42,8 +43,6 @@ pub(crate) async fn join(shared: &Shared) -> Result<Lease, StoreError> {
     Ok(Lease::new(worker, sent + shared.config.lease))
 }
 
-/// What does not succeed is reported, and again after so long.
-const REPORTED_AFTER: Duration = Duration::from_secs(5);
 /// What a worker sent before it lapsed may arrive for so long after that, and what it takes then is nobody's.
 const LATE: Duration = Duration::from_secs(180);
 /// Between two looks for that, at most.
@@ -95,14 +94,11 @@ async fn until_done<T, C: Future<Output = Result<T, StoreError>>>(
     what: &str,
     call: impl Fn() -> C,
 ) -> T {
-    let mut reported: Option<Instant> = None;
+    let mut rarely = Rarely::default();
     loop {
         match call().await {
             Ok(done) => return done,
-            Err(error) if reported.is_none_or(|reported| reported.elapsed() >= REPORTED_AFTER) => {
-                reported = Some(Instant::now());
-                tracing::warn!(%error, "{what}: it is tried again");
-            }
+            Err(error) if rarely.now() => tracing::warn!(%error, "{what}: it is tried again"),
             Err(_) => {}
         }
         sleep(shared.config.poll).await;
@@ -141,7 +137,7 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
                     let slots = room.drain(..claimed.len().min(room.len()));
                     let (mut lost, mut left) = (vec![], false);
                     for (record, slot) in claimed.into_iter().zip(slots) {
-                        match run(&shared, &lease, record, slot, *ripe) {
+                        match run(&shared, &lease, record, slot) {
                             Claimed::Runs => {}
                             Claimed::Lost(drive) => lost.push(*drive),
                             Claimed::Left => left = true,
@@ -199,7 +195,7 @@ enum Claimed {
     Left,
 }
 
-fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphorePermit, ripe: Ripe) -> Claimed {
+fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphorePermit) -> Claimed {
     let definition = DefinitionId { name: record.name.clone(), version: record.version };
     let Some(process) = shared.processes.get(&definition) else {
         // The store answered with what was not asked for. The next round gives it back.
@@ -211,10 +207,7 @@ fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphore
     match journal::decode(&record.journal) {
         Ok(events) => {
             shared.unread.forget(record.saga);
-            let mut drive = Drive::new(process.clone(), lease.clone(), record, &events, mailbox, ended, place);
-            if ripe == Ripe::Due {
-                drive.is_due();
-            }
+            let drive = Drive::new(process.clone(), lease.clone(), record, &events, mailbox, ended, place);
             if drive.was_lost() {
                 return Claimed::Lost(Box::new(drive));
             }

@@ -237,6 +237,7 @@ cases! {
         the_epoch_grows_with_every_claim
         what_is_owned_is_not_claimed_even_by_its_owner
         a_saga_grows_older
+        a_saga_is_no_younger_than_its_owner_said_and_what_it_waited
     }
     lease {
         a_worker_that_beats_in_time_lives

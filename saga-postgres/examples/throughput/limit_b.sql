@@ -9,8 +9,8 @@ WITH started AS (
 SELECT array_agg(id)::text AS ids FROM started \gset
 WITH locked AS MATERIALIZED (
     SELECT i.*, s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed AS mine
-    FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(1, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 0,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(NULL::smallint, ARRAY[200])::smallint[], array_fill(false, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[])
-         AS i (id, claimed, seq, entry, status, release, due_in_ms)
+    FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(1, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 0,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(NULL::smallint, ARRAY[200])::smallint[], array_fill(false, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[], array_fill(0::bigint, ARRAY[200])::bigint[])
+         AS i (id, claimed, seq, entry, status, release, due_in_ms, age_ms)
     JOIN {schema}.saga s ON s.id = i.id
     ORDER BY s.id
     FOR NO KEY UPDATE OF s SKIP LOCKED
@@ -23,6 +23,7 @@ WITH locked AS MATERIALIZED (
         owner = CASE WHEN NOT l.release THEN s.owner END,
         due_at = CASE WHEN l.release THEN now() + l.due_in_ms * interval '1 millisecond' END,
         due_from = CASE WHEN l.release AND l.due_in_ms IS NOT NULL THEN now() END,
+        age_ms = CASE WHEN l.release AND l.due_in_ms IS NOT NULL THEN l.age_ms END,
         changed_at = now()
     FROM locked l
     WHERE s.id = l.id AND l.mine AND (l.release OR l.status IS NOT NULL)
@@ -36,8 +37,8 @@ WITH locked AS MATERIALIZED (
 SELECT count(mine) AS written FROM locked \gset
 WITH locked AS MATERIALIZED (
     SELECT i.*, s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed AS mine
-    FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(2, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 1,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(NULL::smallint, ARRAY[200])::smallint[], array_fill(false, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[])
-         AS i (id, claimed, seq, entry, status, release, due_in_ms)
+    FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(2, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 1,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(NULL::smallint, ARRAY[200])::smallint[], array_fill(false, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[], array_fill(0::bigint, ARRAY[200])::bigint[])
+         AS i (id, claimed, seq, entry, status, release, due_in_ms, age_ms)
     JOIN {schema}.saga s ON s.id = i.id
     ORDER BY s.id
     FOR NO KEY UPDATE OF s SKIP LOCKED
@@ -50,6 +51,7 @@ WITH locked AS MATERIALIZED (
         owner = CASE WHEN NOT l.release THEN s.owner END,
         due_at = CASE WHEN l.release THEN now() + l.due_in_ms * interval '1 millisecond' END,
         due_from = CASE WHEN l.release AND l.due_in_ms IS NOT NULL THEN now() END,
+        age_ms = CASE WHEN l.release AND l.due_in_ms IS NOT NULL THEN l.age_ms END,
         changed_at = now()
     FROM locked l
     WHERE s.id = l.id AND l.mine AND (l.release OR l.status IS NOT NULL)
@@ -63,8 +65,8 @@ WITH locked AS MATERIALIZED (
 SELECT count(mine) AS written FROM locked \gset
 WITH locked AS MATERIALIZED (
     SELECT i.*, s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed AS mine
-    FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(3, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 2,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(NULL::smallint, ARRAY[200])::smallint[], array_fill(false, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[])
-         AS i (id, claimed, seq, entry, status, release, due_in_ms)
+    FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(3, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 2,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(NULL::smallint, ARRAY[200])::smallint[], array_fill(false, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[], array_fill(0::bigint, ARRAY[200])::bigint[])
+         AS i (id, claimed, seq, entry, status, release, due_in_ms, age_ms)
     JOIN {schema}.saga s ON s.id = i.id
     ORDER BY s.id
     FOR NO KEY UPDATE OF s SKIP LOCKED
@@ -77,6 +79,7 @@ WITH locked AS MATERIALIZED (
         owner = CASE WHEN NOT l.release THEN s.owner END,
         due_at = CASE WHEN l.release THEN now() + l.due_in_ms * interval '1 millisecond' END,
         due_from = CASE WHEN l.release AND l.due_in_ms IS NOT NULL THEN now() END,
+        age_ms = CASE WHEN l.release AND l.due_in_ms IS NOT NULL THEN l.age_ms END,
         changed_at = now()
     FROM locked l
     WHERE s.id = l.id AND l.mine AND (l.release OR l.status IS NOT NULL)
@@ -90,8 +93,8 @@ WITH locked AS MATERIALIZED (
 SELECT count(mine) AS written FROM locked \gset
 WITH locked AS MATERIALIZED (
     SELECT i.*, s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed AS mine
-    FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(4, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 3,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(3::smallint, ARRAY[200])::smallint[], array_fill(true, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[])
-         AS i (id, claimed, seq, entry, status, release, due_in_ms)
+    FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(4, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 3,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(3::smallint, ARRAY[200])::smallint[], array_fill(true, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[], array_fill(0::bigint, ARRAY[200])::bigint[])
+         AS i (id, claimed, seq, entry, status, release, due_in_ms, age_ms)
     JOIN {schema}.saga s ON s.id = i.id
     ORDER BY s.id
     FOR NO KEY UPDATE OF s SKIP LOCKED
@@ -104,6 +107,7 @@ WITH locked AS MATERIALIZED (
         owner = CASE WHEN NOT l.release THEN s.owner END,
         due_at = CASE WHEN l.release THEN now() + l.due_in_ms * interval '1 millisecond' END,
         due_from = CASE WHEN l.release AND l.due_in_ms IS NOT NULL THEN now() END,
+        age_ms = CASE WHEN l.release AND l.due_in_ms IS NOT NULL THEN l.age_ms END,
         changed_at = now()
     FROM locked l
     WHERE s.id = l.id AND l.mine AND (l.release OR l.status IS NOT NULL)

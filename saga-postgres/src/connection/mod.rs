@@ -9,7 +9,7 @@
 //!
 //! # What is believed
 //!
-//! A connection is looked at when it is made, and again before it is used when the last look is [a second](pool) old:
+//! A connection is looked at when it is made, and again before it is used when the last look is a second old:
 //! it has to lead to a server that can write, and its session has to be as it was set up. So a `SELECT` that finds
 //! nothing is never believed from a former primary, and settings that a pooler lost are noticed.
 

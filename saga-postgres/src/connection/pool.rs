@@ -21,12 +21,6 @@ use std::{
 };
 use tokio::time::{Instant, error::Elapsed, timeout};
 
-/// A connection that was looked at within this time is used without another look.
-const LOOK_AFTER: Duration = Duration::from_secs(1);
-/// How long a look may take. A connection that leads nowhere is found out by this.
-const LOOK_WITHIN: Duration = Duration::from_secs(2);
-/// A connection is replaced when it is so old: what a switch-over left behind does not stay for ever.
-const LIFETIME: Duration = Duration::from_secs(600);
 /// What was silent for so long when it was given up makes the others suspect.
 const SILENCE: Duration = Duration::from_secs(1);
 
@@ -114,14 +108,13 @@ impl Taken {
     /// Begins what is done in one go. Where sessions do not last it is a transaction, which brings the settings.
     pub(crate) async fn begin(&mut self) -> Result<&mut PgConnection, StoreError> {
         let Some(place) = &mut self.place else { return Err(gone()) };
-        let opened = &mut place.opened;
         if self.route.keeps() == Keeps::Transactions {
-            let begin = opened.begin(self.route.settings());
+            let begin = place.begin(self.route.settings());
             // Whatever the reason: the connection is in a state that nobody knows, and is closed.
-            let begun = sqlx::raw_sql(begin).execute(opened.connection()).await;
+            let begun = sqlx::raw_sql(begin).execute(place.connection()).await;
             begun.map_err(|error| StoreError::Unavailable(told(&error)))?;
         }
-        Ok(opened.connection())
+        Ok(place.connection())
     }
 
     /// Ends it.
@@ -131,7 +124,7 @@ impl Taken {
             return answer;
         }
         let end = if answer.is_ok() { "COMMIT" } else { "ROLLBACK" };
-        let ended = sqlx::raw_sql(end).execute(place.opened.connection()).await;
+        let ended = sqlx::raw_sql(end).execute(place.connection()).await;
         match (answer, ended) {
             (answer, Ok(_)) => answer,
             (Ok(_), Err(error)) => Err(meaning_of(&error)),
@@ -168,19 +161,6 @@ impl Drop for Taken {
     }
 }
 
-/// One of the connections.
-struct Shared {
-    opened: Opened,
-    since: Instant,
-    looked: Instant,
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("since", &self.since).finish_non_exhaustive()
-    }
-}
-
 /// Makes connections, and looks at them before they are used again.
 #[derive(Debug)]
 struct Maker {
@@ -197,38 +177,27 @@ impl Maker {
 }
 
 impl managed::Manager for Maker {
-    type Type = Shared;
+    type Type = Opened;
     type Error = SetupError;
 
-    async fn create(&self) -> Result<Shared, SetupError> {
-        let opened = self.route.open().await?;
-        let now = Instant::now();
-        Ok(Shared { opened, since: now, looked: now })
+    async fn create(&self) -> Result<Opened, SetupError> {
+        self.route.open().await
     }
 
-    async fn recycle(&self, shared: &mut Shared, _: &Metrics) -> RecycleResult<SetupError> {
+    async fn recycle(&self, opened: &mut Opened, _: &Metrics) -> RecycleResult<SetupError> {
         let trusted_since = *self.trusted_since.lock().unwrap_or_else(PoisonError::into_inner);
-        if shared.since.elapsed() > LIFETIME || shared.looked < trusted_since {
-            return Err(RecycleError::message("it is too old"));
-        }
-        if shared.looked.elapsed() < LOOK_AFTER {
-            return Ok(());
+        if opened.looked() < trusted_since {
+            return Err(RecycleError::message("others that are as old were silent"));
         }
         let silence = Silence { maker: self, since: Instant::now() };
-        let looked = timeout(LOOK_WITHIN, shared.opened.holds()).await;
+        let looked = opened.still_holds().await;
         drop(silence);
         match looked {
-            Ok(Ok(())) => {
-                shared.looked = Instant::now();
-                Ok(())
-            }
-            Ok(Err(error)) => {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(RecycleError::message("it is too old")),
+            Err(error) => {
                 tracing::warn!(%error, "a connection of the store is replaced");
                 Err(RecycleError::Backend(error))
-            }
-            Err(_) => {
-                tracing::warn!("a connection of the store does not answer: all that are as old are replaced");
-                Err(RecycleError::message("no answer"))
             }
         }
     }

@@ -1,9 +1,13 @@
 //! The way to the primary.
 
-use super::session::{Keeps, Mark, Settings, can_write, share_a_session};
+use super::{
+    Lent,
+    session::{Keeps, Mark, Settings, can_write, share_a_session},
+};
 use crate::{SetupError, error::told};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, postgres::PgConnectOptions};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, postgres::PgConnectOptions};
 use std::{
+    fmt,
     str::FromStr,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
@@ -26,12 +30,27 @@ pub(crate) struct Route {
     last: AtomicUsize,
 }
 
+/// A connection is replaced when it is so old: what a switch-over left behind does not stay for ever.
+const LIFETIME: Duration = Duration::from_secs(600);
+/// A connection that was looked at within this time is used without another look.
+const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// How long a look may take. A connection that leads nowhere is found out by this.
+const LOOK_WITHIN: Duration = Duration::from_secs(2);
+
 /// A connection that was made, and what it is known by.
 pub(crate) struct Opened {
     connection: PgConnection,
     /// `None` where sessions do not last.
     mark: Option<Mark>,
     address: String,
+    since: Instant,
+    looked: Instant,
+}
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opened").field("address", &self.address).field("since", &self.since).finish_non_exhaustive()
+    }
 }
 
 impl Route {
@@ -44,9 +63,14 @@ impl Route {
         Self { servers, settings, keeps, patience, last: AtomicUsize::new(0) }
     }
 
-    /// The way that a user's pool goes.
-    pub(crate) fn of(pool: &PgPool, settings: Settings, patience: Duration) -> Self {
-        Self::new(vec![PgConnectOptions::clone(&pool.connect_options())], settings, Keeps::Sessions, patience)
+    /// The way that a user's connections go, which may lead through any pooler.
+    ///
+    /// # Errors
+    /// When there is no connection to be had.
+    pub(crate) async fn of_a_user(server: PgConnectOptions, settings: Settings) -> Result<Self, SetupError> {
+        let route = Self::new(vec![server], settings, Keeps::Sessions, Lent::PATIENCE);
+        let keeps = route.explore().await?;
+        Ok(Self { keeps, ..route })
     }
 
     pub(crate) const fn keeps(&self) -> Keeps {
@@ -95,7 +119,8 @@ impl Route {
                 None
             }
         };
-        Ok(Opened { connection, mark, address })
+        let now = Instant::now();
+        Ok(Opened { connection, mark, address, since: now, looked: now })
     }
 
     /// Whether the connections of this route keep their sessions. To be asked before any is set up: what is set in a
@@ -103,7 +128,7 @@ impl Route {
     ///
     /// # Errors
     /// When there is no connection to be had.
-    pub(crate) async fn explore(&self) -> Result<Keeps, SetupError> {
+    async fn explore(&self) -> Result<Keeps, SetupError> {
         let mut refusals = vec![];
         for server in &self.servers {
             let (address, share) = (address(server), self.patience / u32::try_from(self.servers.len()).unwrap_or(1));
@@ -124,11 +149,6 @@ impl Route {
             Keeps::Sessions => Ok(()),
             Keeps::Transactions => Err(SetupError::Pooler { address: address(self.server()) }),
         }
-    }
-
-    /// The same way, with connections that keep their sessions, or do not.
-    pub(crate) fn keeping(self, keeps: Keeps) -> Self {
-        Self { keeps, ..self }
     }
 
     /// The server that is the primary now.
@@ -200,12 +220,33 @@ fn none_of(mut refusals: Vec<SetupError>) -> SetupError {
 }
 
 impl Opened {
-    /// Whether it still is what it was when it was made.
-    pub(crate) async fn holds(&mut self) -> Result<(), SetupError> {
-        match &self.mark {
-            Some(mark) => mark.holds(&mut self.connection, &self.address).await,
-            None => can_write(&mut self.connection, &self.address).await,
+    /// Makes sure, if that was not done just before, that it still is what it was when it was made. `false` when it is
+    /// so old that it is to be replaced.
+    ///
+    /// # Errors
+    /// [`SetupError::ReadOnly`], [`SetupError::Pooler`], what Postgres says; [`SetupError::Unreachable`] when there is
+    /// no answer.
+    pub(crate) async fn still_holds(&mut self) -> Result<bool, SetupError> {
+        if self.since.elapsed() > LIFETIME {
+            return Ok(false);
         }
+        if self.looked.elapsed() >= LOOK_AFTER {
+            let looked = match &self.mark {
+                Some(mark) => timeout(LOOK_WITHIN, mark.holds(&mut self.connection, &self.address)).await,
+                None => timeout(LOOK_WITHIN, can_write(&mut self.connection, &self.address)).await,
+            };
+            looked.unwrap_or_else(|_| {
+                let reason = format!("no answer within {LOOK_WITHIN:?}");
+                Err(SetupError::Unreachable { address: self.address.clone(), reason })
+            })?;
+            self.looked = Instant::now();
+        }
+        Ok(true)
+    }
+
+    /// When it was last known to be right.
+    pub(super) const fn looked(&self) -> Instant {
+        self.looked
     }
 
     /// What opens a transaction with the route's settings.

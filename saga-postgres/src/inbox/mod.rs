@@ -17,7 +17,11 @@ use saga_core::{
     participant::{Inbox, Job},
     transport::{TransportError, Unavailable},
 };
-use sqlx::{PgConnection, PgPool, Postgres, SqlStr, postgres::PgArguments, query::Query};
+use sqlx::{
+    PgConnection, PgPool, Postgres, SqlStr,
+    postgres::{PgArguments, PgConnectOptions},
+    query::Query,
+};
 use std::{
     sync::{
         Arc,
@@ -135,23 +139,16 @@ impl PgInbox {
 
     /// Goes once through what each batch does, and takes it back.
     async fn rehearse(&self) -> Result<(), SetupError> {
-        let route = Route::of(&self.pool, Settings::of_the_store(), Lent::PATIENCE);
-        let keeps = route.explore().await?;
-        self.found(keeps);
-        let route = route.keeping(keeps);
-        let mut opened = route.open().await?;
-        let begin = opened.begin(route.settings());
-        let connection = opened.connection();
-        sqlx::raw_sql(begin).execute(&mut *connection).await?;
-        let statements =
-            self.queries.all().into_iter().filter(|(name, _)| name.starts_with("inbox_")).collect::<Vec<_>>();
-        rehearsal::of(connection, &self.schema, &statements).await?;
+        let server = PgConnectOptions::clone(&self.pool.connect_options());
+        let route = Route::of_a_user(server, Settings::of_the_store()).await?;
+        self.found(route.keeps());
+        let own = self.queries.all().into_iter().filter(|(name, _)| name.starts_with("inbox_"));
+        let mut opened = rehearsal::of(&route, &self.schema, own).await?;
+        // A function's own statements show when it runs. The transaction ends with the connection.
         let (sagas, steps, generations) = (vec![Uuid::nil()], vec!["rehearsal"], vec![0]);
         let refused = |error| rehearsal::meaning(error, &self.schema, "saga_inbox_enter");
         let enter = self.query(&self.queries.inbox_enter).bind(sagas).bind(steps).bind(generations);
-        enter.execute(&mut *connection).await.map_err(refused)?;
-        sqlx::raw_sql("ROLLBACK").execute(connection).await?;
-        Ok(())
+        enter.execute(opened.connection()).await.map(drop).map_err(refused)
     }
 
     /// Creates the schema and its tables, or brings them to this version of the library. Every process may call it at its start.

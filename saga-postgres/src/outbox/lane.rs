@@ -31,10 +31,6 @@ use tokio::{
     time::{sleep, sleep_until, timeout},
 };
 
-/// A connection that was looked at within this time is believed without another look.
-const LOOK_AFTER: Duration = Duration::from_secs(1);
-/// A connection is replaced when it is so old.
-const LIFETIME: Duration = Duration::from_secs(600);
 /// How many bytes of one shard a round takes at most; a single event may be larger.
 const BYTES: i64 = 512 * 1024;
 /// After a round with less than a batch, what commits within this time goes together in the next.
@@ -55,16 +51,6 @@ pub(super) struct Lane {
     pub(super) committed: watch::Receiver<()>,
     pub(super) stopping: watch::Receiver<bool>,
     pub(super) waiting: Waiting,
-}
-
-/// How long a look may take.
-const LOOK_WITHIN: Duration = Duration::from_secs(2);
-
-/// A lane's connection.
-struct Held {
-    opened: Opened,
-    since: Instant,
-    looked: Instant,
 }
 
 /// How a round ended.
@@ -137,46 +123,35 @@ impl Lane {
         sqlx::query(sql.clone()).persistent(self.route.keeps() == Keeps::Sessions)
     }
 
-    /// A connection to the primary. "There is nothing to do" is not believed from any other server.
-    async fn connected(&self, held: &mut Option<Held>) -> Result<(), SetupError> {
-        if let Some(Held { opened, since, looked }) = held {
-            if since.elapsed() > LIFETIME {
-                *held = None;
-            } else if looked.elapsed() >= LOOK_AFTER {
-                let late =
-                    || SetupError::Unreachable { address: "the outbox's database".into(), reason: "no answer".into() };
-                timeout(LOOK_WITHIN, opened.holds()).await.unwrap_or_else(|_| Err(late()))?;
-                *looked = Instant::now();
-            }
-        }
-        if held.is_none() {
-            let (opened, now) = (self.route.open().await?, Instant::now());
-            *held = Some(Held { opened, since: now, looked: now });
-        }
-        Ok(())
-    }
-
     /// What happens if it ends anywhere: before the commit nothing is deleted, so what was sent is sent again; there is nothing to do after it.
-    async fn round(&mut self, held: &mut Option<Held>) -> Result<Round, SetupError> {
-        self.connected(held).await?;
-        let Some(Held { opened, .. }) = held else { return Ok(Round::Idle { others: false }) };
+    async fn round(&mut self, held: &mut Option<Opened>) -> Result<Round, SetupError> {
+        // "There is nothing to do" is believed from the primary alone.
+        if let Some(opened) = held
+            && !opened.still_holds().await?
+        {
+            *held = None;
+        }
+        let opened = match held {
+            Some(opened) => opened,
+            None => held.insert(self.route.open().await?),
+        };
         let begin = opened.begin(self.route.settings());
         let connection = opened.connection();
         let queries = &self.outbox.inner.queries;
-        let keep = self.route.keeps() == Keeps::Sessions;
+        let keeps = self.route.keeps();
         // Most looks are this one statement. It needs settings, so where sessions do not last it is left out.
-        let work = match keep {
-            true => {
+        let work = match keeps {
+            Keeps::Sessions => {
                 shards_of(&in_time(self.query(&queries.work).bind(&self.shards).fetch_all(&mut *connection)).await?)?
             }
-            false => self.shards.clone(),
+            Keeps::Transactions => self.shards.clone(),
         };
         if work.is_empty() {
             return Ok(Round::Idle { others: false });
         }
-        let mut tx = match keep {
-            true => in_time(connection.begin()).await?,
-            false => in_time(connection.begin_with(begin)).await?,
+        let mut tx = match keeps {
+            Keeps::Sessions => in_time(connection.begin()).await?,
+            Keeps::Transactions => in_time(connection.begin_with(begin)).await?,
         };
         let shards = shards_of(&in_time(self.query(&queries.lock).bind(&work).fetch_all(&mut *tx)).await?)?;
         // A statement of its own: its snapshot is younger than the lock, so what the last one deleted is gone.
@@ -186,7 +161,7 @@ impl Lane {
         let read_at = Instant::now();
         if rows.is_empty() {
             in_time(tx.rollback()).await?;
-            return Ok(Round::Idle { others: keep && shards.len() < work.len() });
+            return Ok(Round::Idle { others: keeps == Keeps::Sessions && shards.len() < work.len() });
         }
         let full = rows.len() >= usize::try_from(self.batch).unwrap_or(usize::MAX);
         let rows = rows.iter().map(Row::read).collect::<Result<_, _>>()?;

@@ -1,11 +1,11 @@
 use super::{Counters, Numbers, OutboxError, PgOutbox, SHARDS, lane::Lane, vacuum};
 use crate::{
     SetupError,
-    connection::{Keeps, Lent, Opened, Route, Settings},
+    connection::{Route, Settings},
     rehearsal,
 };
 use saga_core::transport::Transport;
-use sqlx::{SqlStr, postgres::PgConnectOptions};
+use sqlx::postgres::PgConnectOptions;
 use std::{fmt, sync::Arc, time::Duration};
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
@@ -62,10 +62,14 @@ impl RelayOptions {
             return Err(OutboxError::Limits { outbox: limits.0, transport: limits.1 });
         }
         let route = Arc::new(way(&outbox, lease).await?);
-        let mut opened = route.open().await?;
-        let statements = inner.queries.all();
-        let own: Vec<_> = statements.into_iter().filter(|(name, _)| !NOT_PLANNED.contains(name)).collect();
-        in_time(rehearse(&mut opened, &route, &inner.schema, &own)).await?;
+        let own = inner.queries.all().into_iter().filter(|(name, _)| !NOT_PLANNED.contains(name));
+        let patience = route.patience();
+        let late = || SetupError::Unreachable {
+            address: "the outbox's database".into(),
+            reason: format!("no answer within {patience:?}"),
+        };
+        let rehearsed = timeout(patience, rehearsal::of(&route, &inner.schema, own)).await;
+        rehearsed.unwrap_or_else(|_| Err(late()))?;
 
         let counters = Arc::new(Counters::default());
         let stopping = watch::Sender::new(false);
@@ -102,25 +106,7 @@ async fn way(outbox: &PgOutbox, lease: Duration) -> Result<Route, SetupError> {
     let PgOutbox { inner } = outbox;
     let user = PgConnectOptions::clone(&inner.pool.connect_options());
     let named = user.application_name(&format!("{} outbox relay", inner.schema));
-    let route = Route::new(vec![named], Settings::of_a_relay(lease), Keeps::Sessions, Lent::PATIENCE);
-    let keeps = route.explore().await?;
-    Ok(route.keeping(keeps))
-}
-
-async fn rehearse(
-    opened: &mut Opened,
-    route: &Route,
-    schema: &str,
-    statements: &[(&'static str, &SqlStr)],
-) -> Result<(), SetupError> {
-    let begin = opened.begin(route.settings());
-    sqlx::raw_sql(begin).execute(opened.connection()).await?;
-    rehearsal::of(opened.connection(), schema, statements).await
-}
-
-async fn in_time(rehearsing: impl Future<Output = Result<(), SetupError>>) -> Result<(), SetupError> {
-    let late = || SetupError::Unreachable { address: "the outbox's database".into(), reason: "no answer".into() };
-    timeout(Lent::PATIENCE, rehearsing).await.unwrap_or_else(|_| Err(late()))
+    Route::of_a_user(named, Settings::of_a_relay(lease)).await
 }
 
 impl fmt::Debug for RelayOptions {

@@ -6,8 +6,8 @@
 -- transaction holds are skipped, and answered as busy; locking in the order of ids lets no two batches wait for each other.
 WITH locked AS MATERIALIZED (
     SELECT i.*, s.owner = $1 AND s.epoch = i.claimed AS mine
-    FROM unnest($2::uuid[], $3::bigint[], $4::integer[], $5::bytea[], $6::smallint[], $7::boolean[], $8::bigint[])
-         AS i (id, claimed, seq, entry, status, release, due_in_ms)
+    FROM unnest($2::uuid[], $3::bigint[], $4::integer[], $5::bytea[], $6::smallint[], $7::boolean[], $8::bigint[], $11::bigint[])
+         AS i (id, claimed, seq, entry, status, release, due_in_ms, age_ms)
     JOIN {schema}.saga s ON s.id = i.id
     ORDER BY s.id
     FOR NO KEY UPDATE OF s SKIP LOCKED
@@ -20,6 +20,7 @@ WITH locked AS MATERIALIZED (
         owner = CASE WHEN NOT l.release THEN s.owner END,
         due_at = CASE WHEN l.release THEN now() + l.due_in_ms * interval '1 millisecond' END,
         due_from = CASE WHEN l.release AND l.due_in_ms IS NOT NULL THEN now() END,
+        age_ms = CASE WHEN l.release AND l.due_in_ms IS NOT NULL THEN l.age_ms END,
         changed_at = now()
     FROM locked l
     WHERE s.id = l.id AND l.mine AND (l.release OR l.status IS NOT NULL)

@@ -13,5 +13,5 @@ UPDATE {schema}.saga s
 SET owner = $1, epoch = s.epoch + 1, due_at = NULL
 FROM mailed
 WHERE s.id = mailed.id
-RETURNING s.id, s.name, s.version, s.key, s.status, s.input, s.epoch, s.lapses, s.lost_with, s.traceparent, s.tracestate, s.baggage,
-          s.started_at, now() AS looked_at
+RETURNING s.id, s.name, s.version, s.key, s.status, s.input, s.epoch, s.lapses, s.lost_with,
+          s.traceparent, s.tracestate, s.baggage, s.started_at, now() AS looked_at, s.age_ms AS told_ms

@@ -399,10 +399,9 @@ impl Store for PgStore {
     async fn returned(&self, worker: WorkerId) -> Result<(), StoreError> {
         let (worker, queries, began) = (worker.as_uuid(), self.queries(), Instant::now());
         loop {
-            let mut some = 0;
-            for sql in [&queries.returned_owned, &queries.returned_swept] {
-                some += self.rows(self.query(sql).bind(worker).bind(AT_A_TIME)).await?.len();
-            }
+            let own = self.query(&queries.sweep).bind(vec![worker]).bind(AT_A_TIME).bind(true);
+            let swept = self.query(&queries.returned_swept).bind(worker).bind(AT_A_TIME);
+            let some = self.rows(own).await?.len() + self.rows(swept).await?.len();
             // Rows that somebody holds at this moment were passed over.
             let left = self.rows(self.query(&queries.returned_left).bind(worker)).await?;
             match left.first() {
@@ -422,7 +421,9 @@ impl Store for PgStore {
         let dead = rows.iter().map(|row| column(row, "owner")).collect::<Result<Vec<Uuid>, _>>()?;
         let swept = match dead.is_empty() {
             true => 0,
-            false => self.rows(self.query(&self.queries().sweep).bind(dead).bind(count(limit))).await?.len(),
+            false => {
+                self.rows(self.query(&self.queries().sweep).bind(dead).bind(count(limit)).bind(false)).await?.len()
+            }
         };
         // What is tidied beside that keeps nobody from being taken over.
         for tidy in [self.query(&self.queries().set_back).bind(AT_A_TIME), self.query(&self.queries().drop_dead_mail)] {
@@ -457,13 +458,14 @@ impl Store for PgStore {
                 Then::Release { due_in } => due_in.map(millis),
             })
             .collect();
+        let ages: Vec<i64> = batch.iter().map(|append| millis(append.age)).collect();
         let (read_by, read): (Vec<Uuid>, Vec<&str>) = batch
             .iter()
             .flat_map(|append| append.read.iter().map(|message| (append.saga.as_uuid(), message.as_str())))
             .unzip();
         let sql = self.query(&self.queries().append).bind(worker.as_uuid());
         let sql = sql.bind(ids).bind(epochs).bind(seqs).bind(entries).bind(statuses).bind(releases).bind(due);
-        let mut answers: HashMap<SagaId, Appended> = match self.rows(sql.bind(read_by).bind(read)).await {
+        let mut answers: HashMap<SagaId, Appended> = match self.rows(sql.bind(read_by).bind(read).bind(ages)).await {
             Ok(rows) => rows
                 .iter()
                 .map(|row| {

@@ -8,21 +8,15 @@ use tokio::time::timeout;
 impl PgStore {
     /// Goes through every statement of the store.
     pub(super) async fn rehearse(&self) -> Result<(), StoreError> {
-        let (mut taken, patience) = (self.inner.connections.take().await?, self.inner.route.patience());
-        let statements = self.queries().all();
-        let own: Vec<_> = statements.into_iter().filter(|(name, _)| !name.starts_with("inbox_")).collect();
-        let answer = timeout(patience, async {
-            let tried = rehearsal::of(taken.begin().await?, &self.inner.schema, &own).await;
-            taken.end(tried.map_err(unsuited)).await
-        });
-        let answer = answer.await;
-        taken.settle(answer, patience)
-    }
-}
-
-fn unsuited(error: SetupError) -> StoreError {
-    match error {
-        SetupError::Postgres { .. } => StoreError::Unavailable(error.to_string()),
-        error => StoreError::Unsuited(error.to_string()),
+        let (route, statements) = (&self.inner.route, self.queries().all());
+        let own = statements.into_iter().filter(|(name, _)| !name.starts_with("inbox_"));
+        match timeout(route.patience(), rehearsal::of(route, &self.inner.schema, own)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(
+                error @ (SetupError::NotMigrated { .. } | SetupError::TooNew { .. } | SetupError::Rights { .. }),
+            )) => Err(StoreError::Unsuited(error.to_string())),
+            Ok(Err(error)) => Err(StoreError::Unavailable(error.to_string())),
+            Err(_) => Err(StoreError::Unavailable(format!("no answer within {:?}", route.patience()))),
+        }
     }
 }

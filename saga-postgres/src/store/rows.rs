@@ -42,10 +42,13 @@ pub(super) fn record(row: &PgRow) -> Result<Record, StoreError> {
     })
 }
 
-/// How old a saga is. Its journal may tell of a later time than the clock does: then that was set back.
+/// How old a saga is. If the clock was set back, it is as old as its owner said when it was put back, or as its journal
+/// tells.
 pub(super) fn age(row: &PgRow, journaled: Option<DateTime<Utc>>) -> Result<Duration, StoreError> {
     let (started, looked): (DateTime<Utc>, DateTime<Utc>) = (column(row, "started_at")?, column(row, "looked_at")?);
-    Ok((looked.max(journaled.unwrap_or(looked)) - started).to_std().unwrap_or_default())
+    let counted = (looked.max(journaled.unwrap_or(looked)) - started).to_std().unwrap_or_default();
+    let told = column::<Option<i64>>(row, "told_ms")?.unwrap_or_default();
+    Ok(counted.max(Duration::from_millis(told.try_into().unwrap_or_default())))
 }
 
 /// The numbers of the lapses whose workers came back.

@@ -43,7 +43,8 @@ pub(crate) async fn start(store: &PgStore, key: &str, owner: Option<WorkerId>) -
 }
 
 pub(crate) fn entry(saga: SagaId, epoch: i64, seq: i32) -> Append {
-    Append { saga, epoch, seq, entry: Some(b"[]".to_vec()), read: vec![], status: None, then: Then::Keep }
+    let (entry, age) = (Some(b"[]".to_vec()), Duration::ZERO);
+    Append { saga, epoch, seq, entry, read: vec![], status: None, then: Then::Keep, age }
 }
 
 /// Waits until a query answers with true.

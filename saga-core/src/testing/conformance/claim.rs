@@ -229,3 +229,15 @@ pub(super) async fn a_saga_grows_older(trial: Trial) -> Verdict {
     promise!(oldest >= older, "a saga grew younger: {older:?}, then {oldest:?}");
     Ok(())
 }
+
+/// Its owner's clock goes on evenly. The store's may have been set back meanwhile.
+pub(super) async fn a_saga_is_no_younger_than_its_owner_said_and_what_it_waited(trial: Trial) -> Verdict {
+    let (worker, wait) = (trial.clerk().await?, Duration::from_millis(50));
+    let saga = trial.begin_owned(worker, "k").await?;
+    let age = Duration::from_secs(7200);
+    let then = Then::Release { due_in: Some(wait) };
+    trial.write(worker, &Append { then, age, ..entry(saga, 1, 1, "tried") }).await?;
+    let record = trial.claim_one(worker, saga).await?;
+    promise!(record.age >= age + wait, "it is {:?} old, was {age:?}, and has waited {wait:?}", record.age);
+    Ok(())
+}

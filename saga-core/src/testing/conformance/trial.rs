@@ -335,7 +335,7 @@ pub(super) fn entry(saga: SagaId, epoch: i64, seq: i32, entry: &str) -> Append {
 
 /// An append that changes nothing.
 pub(super) const fn no_entry(saga: SagaId, epoch: i64, seq: i32) -> Append {
-    Append { saga, epoch, seq, entry: None, read: vec![], status: None, then: Then::Keep }
+    Append { saga, epoch, seq, entry: None, read: vec![], status: None, then: Then::Keep, age: Duration::ZERO }
 }
 
 pub(super) fn mail(saga: SagaId, message: &str) -> Mail {
