@@ -134,8 +134,8 @@ pub struct Record {
     pub lapses: u32,
     /// Which of these losses (the first is 1) were no death: their worker [came back](Store::returned) since.
     pub survived: Vec<u32>,
-    /// How long ago it was started. When it is claimed, it is at least as old as its owner [said](Append::age) when it put the saga back, and what
-    /// it had to wait since: also when the store's clock was set back.
+    /// How long ago it was started. When it is claimed, it is at least as old as its owner [said](Append::age) when it
+    /// put the saga back, and what it had to wait since: also when the store's clock was set back.
     pub age: Duration,
     /// The entries of its journal, the one with `seq` 1 first.
     pub journal: Vec<Vec<u8>>,

@@ -1,5 +1,5 @@
--- Makes due what these workers owned, and counts the lapse: `lost_with` has a place for each. With $3 they were silent and
--- not dead, and it is survived. Served by saga_owner and saga_pkey.
+-- Makes due what these workers owned, and counts the lapse: `lost_with` has a place for each. With $3 they were silent
+-- and not dead, and it is survived. Served by saga_owner and saga_pkey.
 WITH orphaned AS MATERIALIZED (
     SELECT id FROM {schema}.saga WHERE owner = ANY ($1) ORDER BY id LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED
 )
