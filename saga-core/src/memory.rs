@@ -2,8 +2,8 @@ use crate::{
     SagaId, WorkerId,
     machine::Status,
     store::{
-        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Start, Started, Store, StoreError,
-        Then,
+        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Snapshot, SnapshotChange, Start,
+        Started, Store, StoreError, Then,
     },
 };
 use async_trait::async_trait;
@@ -36,6 +36,7 @@ struct Inner {
 #[derive(Debug)]
 struct Row {
     record: Record,
+    snapshot: Option<Snapshot>,
     started: Instant,
     owner: Option<WorkerId>,
     due: Option<Instant>,
@@ -104,6 +105,13 @@ impl Row {
         if let Some(entry) = &append.entry {
             self.record.journal.push(entry.clone());
             self.writers.push(worker);
+        }
+        match &append.snapshot {
+            SnapshotChange::None => {}
+            SnapshotChange::Replace(state) => {
+                self.snapshot = Some(Snapshot { seq: append.seq, state: state.clone() });
+            }
+            SnapshotChange::Remove => self.snapshot = None,
         }
         self.record.status = append.status.unwrap_or(self.record.status);
         if let Then::Release { due_in } = append.then {
@@ -189,12 +197,14 @@ impl Store for MemoryStore {
                 lapses: 0,
                 survived: vec![],
                 age: Duration::ZERO,
+                snapshot: None,
                 journal: vec![],
                 mail: vec![],
             };
             let due = start.owner.is_none().then(Instant::now);
             let row = Row {
                 record,
+                snapshot: None,
                 started: Instant::now(),
                 owner: start.owner,
                 due,
@@ -253,7 +263,10 @@ impl Store for MemoryStore {
             row.owner = Some(worker);
             row.due = None;
             row.record.epoch += 1;
-            inner.record(*saga)
+            let snapshot = row.snapshot.clone();
+            let read = snapshot.as_ref().and_then(|snapshot| usize::try_from(snapshot.seq).ok()).unwrap_or_default();
+            let record = inner.record(*saga)?;
+            Some(Record { journal: record.journal[read..].to_vec(), snapshot, ..record })
         });
         Ok(claimed.collect())
     }

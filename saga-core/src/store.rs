@@ -16,6 +16,8 @@
 //!   read in the very append that folds it, and a second message of the same id is dropped.
 //! - **Work is not a lease.** Unowned work waits with a due time; owned work has none. When a worker's heartbeat lapses, all that it owned is
 //!   due again, with one more lapse counted.
+//! - **Snapshots are short cuts.** The state that an append keeps is what a claim reads in the place of the entries up
+//!   to it. A store may also keep none, and read whole journals.
 //! - **Silence is not death.** A lapse is survived when the process of its worker speaks again.
 //! - **One clock.** Due times and ages are counted by the store's clock. Whether a worker is dead is also a matter of
 //!   who
@@ -86,6 +88,30 @@ pub struct Append {
     pub then: Then,
     /// How old the saga is, as its owner counts.
     pub age: Duration,
+    /// What becomes of the saga's snapshot.
+    pub snapshot: SnapshotChange,
+}
+
+/// What an append does with a saga's [snapshot](Snapshot).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SnapshotChange {
+    /// Nothing.
+    #[default]
+    None,
+    /// It is this state from now on, which the entry of this append is folded into.
+    Replace(Vec<u8>),
+    /// It is removed.
+    Remove,
+}
+
+/// A saga's state at a place of its journal, to be read in the place of the entries up to there. The journal stays
+/// whole, and stays the truth: a release that cannot read the snapshot reads the journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The last entry that is folded into it.
+    pub seq: i32,
+    /// The state, in bytes that a store does not look into.
+    pub state: Vec<u8>,
 }
 
 /// What happens to a claim after an append.
@@ -137,10 +163,20 @@ pub struct Record {
     /// How long ago it was started. When it is claimed, it is at least as old as its owner [said](Append::age) when it
     /// put the saga back, and what it had to wait since: also when the store's clock was set back.
     pub age: Duration,
-    /// The entries of its journal, the one with `seq` 1 first.
+    /// Its snapshot, if it has one. Of what is [claimed](Store::claim) alone.
+    pub snapshot: Option<Snapshot>,
+    /// The entries of its journal, the oldest first: those after the snapshot, or all of them.
     pub journal: Vec<Vec<u8>>,
     /// Its unread messages, in the order of their arrival.
     pub mail: Vec<Mail>,
+}
+
+impl Record {
+    /// The place of the last entry in the journal; 0 when there is none.
+    pub fn seq(&self) -> i32 {
+        let after = i32::try_from(self.journal.len()).unwrap_or(i32::MAX);
+        self.snapshot.as_ref().map_or(0, |snapshot| snapshot.seq).saturating_add(after)
+    }
 }
 
 /// A message from outside to one saga.
@@ -313,7 +349,7 @@ pub trait Store: Send + Sync + 'static {
     /// Where these sagas stand; `None` for those that do not exist.
     async fn statuses(&self, sagas: &[SagaId]) -> Result<Vec<Option<Status>>, StoreError>;
 
-    /// One saga with its journal, as last committed.
+    /// One saga with its whole journal, as last committed.
     async fn read(&self, saga: SagaId) -> Result<Option<Record>, StoreError>;
 
     /// How the sagas of these names stand. Answers one by one, in the order of the names. It is asked several times a minute, so it must be cheap however many sagas there are.

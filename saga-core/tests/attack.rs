@@ -9,7 +9,7 @@ use saga_core::{
     message::{Answer, CommandAttributes, Message},
     participant::Command,
     store::{
-        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Start, Started, Store, StoreError,
+        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, SnapshotChange, Start, Started, Store, StoreError,
         Then,
     },
     testing::World,
@@ -364,6 +364,7 @@ async fn a_saga_whose_journal_cannot_be_read_does_not_begin_anew_whatever_an_ope
         status: None,
         then: Then::Release { due_in: Some(Duration::ZERO) },
         age: Duration::ZERO,
+        snapshot: SnapshotChange::None,
     };
     store.append(newer, &[append]).await.unwrap();
 
@@ -757,6 +758,7 @@ async fn a_cancel_that_reached_a_version_which_cannot_read_the_journal_leaves_a_
         status: None,
         then: Then::Release { due_in: Some(Duration::ZERO) },
         age: Duration::ZERO,
+        snapshot: SnapshotChange::None,
     };
     store.append(newer, &[append]).await.unwrap();
     client.sagas::<Trip>().cancel(trip.id(), "changed my mind").await.unwrap();

@@ -426,6 +426,8 @@ proptest! {
         run.lead_home();
 
         prop_assert_eq!(&State::replay(&graph, &run.journal), &run.newest, "replayed");
+        let kept = serde_json::to_string(&run.newest).unwrap();
+        prop_assert_eq!(&serde_json::from_str::<State>(&kept).unwrap(), &run.newest, "kept and read");
         let text = serde_json::to_string(&run.journal).unwrap();
         prop_assert_eq!(&serde_json::from_str::<Vec<Event>>(&text).unwrap(), &run.journal, "written and read");
         let left = |step: StepIndex| run.may_be_left(step) && run.newest.steps()[step] != Step::Skipped;

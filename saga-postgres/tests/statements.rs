@@ -81,7 +81,7 @@ async fn a_census_reads_no_more_than_what_is_parked_and_one_saga_of_each_name() 
 #[tokio::test]
 async fn an_append_finds_its_rows_by_their_keys() {
     let arguments = format!(
-        "({WORKER}, ARRAY[gen_random_uuid()], '{{1}}', '{{1}}', ARRAY['x'::bytea], '{{3}}', '{{f}}', '{{0}}', ARRAY[gen_random_uuid()], '{{m}}', '{{0}}')"
+        "({WORKER}, ARRAY[gen_random_uuid()], '{{1}}', '{{1}}', ARRAY['x'::bytea], '{{3}}', '{{f}}', '{{0}}', ARRAY[gen_random_uuid()], '{{m}}', '{{0}}', ARRAY['s'::bytea])"
     );
     let plan = plan("append", &arguments).await;
     assert!(plan.contains("Index Scan using saga_pkey") && plan.contains("saga_mailbox_pkey"), "{plan}");
@@ -198,6 +198,7 @@ fn the_benchmark_measures_the_statement_that_is_sent() {
     for step in 0..4 {
         let last = step == 3;
         let filled = [
+            ("$12", "array_fill(NULL::bytea, ARRAY[200])".to_owned()),
             ("$11", "array_fill(0::bigint, ARRAY[200])".to_owned()),
             ("$10", "'{}'".to_owned()),
             ("$9", "'{}'".to_owned()),

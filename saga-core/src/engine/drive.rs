@@ -10,13 +10,14 @@ use super::{
     lease::Lease,
     news::{News, is_backward},
     outcome::Ended,
+    snapshot::SinceSnapshot,
 };
 use crate::{
     Encoded, SagaId,
     definition::{Arguments, Call, Process, Sending, StepIndex},
     machine::{Cause, Clock, Course, Event, Input, Millis, Outcome, State, Status, Step, Tries},
     message::{Answer, CommandAttributes, CommandId, Op, Reply},
-    store::{Append, Appended, Hint, Mail, Record, StoreError, Then},
+    store::{Append, Appended, Hint, Mail, Record, SnapshotChange, StoreError, Then},
     transport::PublishError,
 };
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -64,6 +65,7 @@ pub(crate) struct Drive {
     status: Status,
     /// The place of the last entry in the journal.
     seq: i32,
+    since_snapshot: SinceSnapshot,
     /// Decided, and not yet handed to the committer.
     pending: Vec<Event>,
     /// The messages that `pending` folds.
@@ -123,12 +125,14 @@ impl Drive {
         process: Arc<dyn Process>,
         lease: Lease,
         record: Record,
-        events: &[Event],
+        state: State,
         mailbox: Mailbox,
         ended: watch::Sender<Option<Ended>>,
         place: Place,
     ) -> Self {
         let mut drive = Self {
+            seq: record.seq(),
+            since_snapshot: SinceSnapshot::of(&record),
             saga: record.saga,
             name: record.name.into(),
             input: record.input,
@@ -137,8 +141,7 @@ impl Drive {
             age: (Millis::try_from(record.age.as_millis()).unwrap_or(Millis::MAX / 2), Instant::now()),
             survived: record.survived,
             status: record.status,
-            seq: i32::try_from(record.journal.len()).unwrap_or(i32::MAX),
-            state: State::replay(process.graph(), events),
+            state,
             pending: vec![],
             read: vec![],
             opened: HashSet::new(),
@@ -190,9 +193,8 @@ impl Drive {
     pub(crate) async fn put_back(self) {
         let then = Then::Release { due_in: Some(NEXT_SUSPECT.mul_f64(0.5 + fastrand::f64())) };
         let (saga, epoch, seq) = (self.saga, self.epoch, self.seq + 1);
-        let age = self.age.0;
-        let append =
-            Append { saga, epoch, seq, entry: None, read: vec![], status: None, then, age: Duration::from_millis(age) };
+        let (age, snapshot) = (Duration::from_millis(self.age.0), SnapshotChange::None);
+        let append = Append { saga, epoch, seq, entry: None, read: vec![], status: None, then, age, snapshot };
         let _ = self.shared.committer.append(&self.lease, append).await;
     }
 
@@ -604,6 +606,10 @@ impl Drive {
         let events = std::mem::take(&mut self.pending);
         // Events hold text and numbers only, which JSON can always express.
         let entry = if events.is_empty() { None } else { journal::encode(&events).ok() };
+        let snapshot = match &entry {
+            Some(entry) => self.since_snapshot.written(entry, &self.state),
+            None => SnapshotChange::None,
+        };
         let status = self.state.status();
         self.news = News::of(&self.state, self.process.graph(), self.status, self.turned_back);
         Some(Append {
@@ -615,6 +621,7 @@ impl Drive {
             status: (status != self.status).then_some(status),
             then,
             age: Duration::from_millis(self.now()),
+            snapshot,
         })
     }
 
@@ -682,7 +689,8 @@ impl Drive {
         let parking_was_refused = self.state.status() == Status::Parked && append.status == Some(Status::Parked);
         if parking_was_refused {
             let then = Then::Release { due_in: None };
-            let mark = Append { entry: None, read: vec![], then, ..append.clone() };
+            let snapshot = SnapshotChange::None;
+            let mark = Append { entry: None, read: vec![], then, snapshot, ..append.clone() };
             if let Ok(Ok(Appended::Written)) = self.shared.committer.append(&self.lease, mark).await {
                 self.news.drain(..).for_each(|news| news.tell(self.saga, &self.name));
             }

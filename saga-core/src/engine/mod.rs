@@ -15,6 +15,7 @@ mod outcome;
 mod outcomes;
 mod rarely;
 mod sagas;
+mod snapshot;
 mod unread;
 mod worker;
 
@@ -25,7 +26,7 @@ pub use sagas::{Error, History, Sagas, Started};
 use crate::{
     BuildError, Definition, Encoded, Saga, SagaId,
     definition::{Bound, Process},
-    machine::Status,
+    machine::{State, Status},
     store::{self, DefinitionId, Hint, Mail, Record, Start, Store, StoreError},
     trace::Tracing,
     transport::{Consumer, Transport},
@@ -408,11 +409,13 @@ impl Shared {
             lapses: 0,
             survived: vec![],
             age: Duration::ZERO,
+            snapshot: None,
             journal: vec![],
             mail: vec![],
         };
         let (ended, end) = watch::channel(None);
-        let drive = Drive::new(process, lease, record, &[], mailbox, ended, place);
+        let state = State::new(process.graph());
+        let drive = Drive::new(process, lease, record, state, mailbox, ended, place);
         self.spawn_drive(drive.run());
         Ok((answer, Some(end)))
     }

@@ -7,7 +7,7 @@ use super::{Mailbox, Place, Shared, journal, lease::Lease};
 use crate::{
     SagaId,
     machine::{Event, FORMAT, Status},
-    store::{Append, DefinitionId, Record, Then},
+    store::{Append, DefinitionId, Record, SnapshotChange, Then},
 };
 use std::{
     collections::HashMap,
@@ -90,12 +90,13 @@ fn of(record: &Record) -> Append {
     Append {
         saga: record.saga,
         epoch: record.epoch,
-        seq: i32::try_from(record.journal.len() + 1).unwrap_or(i32::MAX),
+        seq: record.seq().saturating_add(1),
         entry: None,
         read: vec![],
         status: None,
         then: Then::Release { due_in: None },
         age: record.age,
+        snapshot: SnapshotChange::None,
     }
 }
 

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     WorkerId,
+    machine::State,
     store::{DefinitionId, Hint, Record, Ripe, StoreError},
 };
 use futures::future::join_all;
@@ -137,7 +138,7 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
                     let slots = room.drain(..claimed.len().min(room.len()));
                     let (mut lost, mut left) = (vec![], false);
                     for (record, slot) in claimed.into_iter().zip(slots) {
-                        match run(&shared, &lease, record, slot) {
+                        match run(&shared, &lease, record, slot).await {
                             Claimed::Runs => {}
                             Claimed::Lost(drive) => lost.push(*drive),
                             Claimed::Left => left = true,
@@ -195,7 +196,7 @@ enum Claimed {
     Left,
 }
 
-fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphorePermit) -> Claimed {
+async fn run(shared: &Arc<Shared>, lease: &Lease, mut record: Record, slot: OwnedSemaphorePermit) -> Claimed {
     let definition = DefinitionId { name: record.name.clone(), version: record.version };
     let Some(process) = shared.processes.get(&definition) else {
         // The store answered with what was not asked for. The next round gives it back.
@@ -204,10 +205,20 @@ fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphore
     };
     let (place, mailbox) = Place::take(shared, record.saga, slot);
     let (ended, _) = watch::channel(None);
-    match journal::decode(&record.journal) {
-        Ok(events) => {
+    let graph = process.graph();
+    let beginning = match journal::beginning(graph, &record) {
+        Some(state) => state,
+        // The journal is there as well.
+        None => {
+            let Some(whole) = shared.reread(lease, record.saga).await else { return Claimed::Left };
+            (record.snapshot, record.journal) = (None, whole.journal);
+            State::new(graph)
+        }
+    };
+    match journal::replay(graph, beginning, &record.journal) {
+        Ok(state) => {
             shared.unread.forget(record.saga);
-            let drive = Drive::new(process.clone(), lease.clone(), record, &events, mailbox, ended, place);
+            let drive = Drive::new(process.clone(), lease.clone(), record, state, mailbox, ended, place);
             if drive.was_lost() {
                 return Claimed::Lost(Box::new(drive));
             }

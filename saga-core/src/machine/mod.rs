@@ -42,6 +42,7 @@
 
 mod decide;
 mod event;
+mod snapshot;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-use super::{Event, Millis};
+use super::{Event, Millis, snapshot::maybe};
 use crate::{
     Encoded,
     definition::{Graph, Kind, StepIndex},
@@ -42,7 +42,8 @@ impl fmt::Display for Status {
 }
 
 /// Why a saga turned back, or is about to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Cause {
     /// A step ended without success.
     Failed {
@@ -59,7 +60,8 @@ pub enum Cause {
 }
 
 /// The direction of a saga.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Course {
     /// Towards its end.
     Forward,
@@ -70,7 +72,7 @@ pub enum Course {
 }
 
 /// How an enabled step, or an enabled compensation, has fared so far.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Tries {
     /// Attempts that ended without success since the last operator's retry.
     pub made: u32,
@@ -85,13 +87,15 @@ pub struct Tries {
     /// Part of the idempotency key: grows when an operator retries what had failed for certain.
     pub generation: u32,
     /// What its command says, if it is one: the same for as long as the generation is.
+    #[serde(with = "maybe")]
     pub command: Option<Encoded>,
     /// The command was published by a worker that let go of the saga since: until when its reply is awaited.
     pub awaiting: Option<Millis>,
 }
 
 /// One step of a running saga.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Step {
     /// Something that it depends on has not succeeded: it has certainly not started.
     Waiting,
@@ -104,6 +108,7 @@ pub enum Step {
     /// It is to be undone, once nothing that depends on it is left.
     Undoing {
         /// What it returned; `None` when that is not known because the step is in doubt.
+        #[serde(with = "maybe")]
         output: Option<Encoded>,
         /// Of the compensation.
         tries: Tries,
@@ -115,7 +120,9 @@ pub enum Step {
 }
 
 /// A saga: the fold of its journal.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+///
+/// Its serialized form is for snapshots and may change with each release.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct State {
     pub(super) steps: Vec<Step>,
     pub(super) course: Course,

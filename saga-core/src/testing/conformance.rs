@@ -234,6 +234,8 @@ cases! {
         only_the_given_definitions_are_claimed
         of_two_claims_at_the_same_time_each_gets_sagas_of_its_own
         the_record_of_a_claim_is_complete
+        a_claim_reads_what_comes_after_the_snapshot_or_everything
+        a_snapshot_of_an_append_that_is_refused_is_not_kept
         the_epoch_grows_with_every_claim
         what_is_owned_is_not_claimed_even_by_its_owner
         a_saga_grows_older

@@ -9,8 +9,8 @@ WITH started AS (
 SELECT array_agg(id)::text AS ids FROM started \gset
 WITH locked AS MATERIALIZED (
     SELECT i.*, s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed AS mine
-    FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(1, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 0,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(NULL::smallint, ARRAY[200])::smallint[], array_fill(false, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[], array_fill(0::bigint, ARRAY[200])::bigint[])
-         AS i (id, claimed, seq, entry, status, release, due_in_ms, age_ms)
+    FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(1, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 0,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(NULL::smallint, ARRAY[200])::smallint[], array_fill(false, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[], array_fill(0::bigint, ARRAY[200])::bigint[], array_fill(NULL::bytea, ARRAY[200])::bytea[])
+         AS i (id, claimed, seq, entry, status, release, due_in_ms, age_ms, snapshot)
     JOIN {schema}.saga s ON s.id = i.id
     ORDER BY s.id
     FOR NO KEY UPDATE OF s SKIP LOCKED
@@ -27,6 +27,13 @@ WITH locked AS MATERIALIZED (
         changed_at = now()
     FROM locked l
     WHERE s.id = l.id AND l.mine AND (l.release OR l.status IS NOT NULL)
+), kept AS (
+    INSERT INTO {schema}.saga_snapshot (saga_id, seq, state)
+    SELECT id, seq, snapshot FROM locked WHERE mine AND snapshot <> ''
+    ON CONFLICT (saga_id) DO UPDATE SET seq = excluded.seq, state = excluded.state
+), dropped AS (
+    -- An empty one says that there is none any more.
+    DELETE FROM {schema}.saga_snapshot n USING locked l WHERE n.saga_id = l.id AND l.mine AND l.snapshot = ''
 ), folded AS (
     UPDATE {schema}.saga_mailbox m
     SET read_at = now()
@@ -37,8 +44,8 @@ WITH locked AS MATERIALIZED (
 SELECT count(mine) AS written FROM locked \gset
 WITH locked AS MATERIALIZED (
     SELECT i.*, s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed AS mine
-    FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(2, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 1,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(NULL::smallint, ARRAY[200])::smallint[], array_fill(false, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[], array_fill(0::bigint, ARRAY[200])::bigint[])
-         AS i (id, claimed, seq, entry, status, release, due_in_ms, age_ms)
+    FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(2, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 1,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(NULL::smallint, ARRAY[200])::smallint[], array_fill(false, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[], array_fill(0::bigint, ARRAY[200])::bigint[], array_fill(NULL::bytea, ARRAY[200])::bytea[])
+         AS i (id, claimed, seq, entry, status, release, due_in_ms, age_ms, snapshot)
     JOIN {schema}.saga s ON s.id = i.id
     ORDER BY s.id
     FOR NO KEY UPDATE OF s SKIP LOCKED
@@ -55,6 +62,13 @@ WITH locked AS MATERIALIZED (
         changed_at = now()
     FROM locked l
     WHERE s.id = l.id AND l.mine AND (l.release OR l.status IS NOT NULL)
+), kept AS (
+    INSERT INTO {schema}.saga_snapshot (saga_id, seq, state)
+    SELECT id, seq, snapshot FROM locked WHERE mine AND snapshot <> ''
+    ON CONFLICT (saga_id) DO UPDATE SET seq = excluded.seq, state = excluded.state
+), dropped AS (
+    -- An empty one says that there is none any more.
+    DELETE FROM {schema}.saga_snapshot n USING locked l WHERE n.saga_id = l.id AND l.mine AND l.snapshot = ''
 ), folded AS (
     UPDATE {schema}.saga_mailbox m
     SET read_at = now()
@@ -65,8 +79,8 @@ WITH locked AS MATERIALIZED (
 SELECT count(mine) AS written FROM locked \gset
 WITH locked AS MATERIALIZED (
     SELECT i.*, s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed AS mine
-    FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(3, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 2,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(NULL::smallint, ARRAY[200])::smallint[], array_fill(false, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[], array_fill(0::bigint, ARRAY[200])::bigint[])
-         AS i (id, claimed, seq, entry, status, release, due_in_ms, age_ms)
+    FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(3, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 2,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(NULL::smallint, ARRAY[200])::smallint[], array_fill(false, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[], array_fill(0::bigint, ARRAY[200])::bigint[], array_fill(NULL::bytea, ARRAY[200])::bytea[])
+         AS i (id, claimed, seq, entry, status, release, due_in_ms, age_ms, snapshot)
     JOIN {schema}.saga s ON s.id = i.id
     ORDER BY s.id
     FOR NO KEY UPDATE OF s SKIP LOCKED
@@ -83,6 +97,13 @@ WITH locked AS MATERIALIZED (
         changed_at = now()
     FROM locked l
     WHERE s.id = l.id AND l.mine AND (l.release OR l.status IS NOT NULL)
+), kept AS (
+    INSERT INTO {schema}.saga_snapshot (saga_id, seq, state)
+    SELECT id, seq, snapshot FROM locked WHERE mine AND snapshot <> ''
+    ON CONFLICT (saga_id) DO UPDATE SET seq = excluded.seq, state = excluded.state
+), dropped AS (
+    -- An empty one says that there is none any more.
+    DELETE FROM {schema}.saga_snapshot n USING locked l WHERE n.saga_id = l.id AND l.mine AND l.snapshot = ''
 ), folded AS (
     UPDATE {schema}.saga_mailbox m
     SET read_at = now()
@@ -93,8 +114,8 @@ WITH locked AS MATERIALIZED (
 SELECT count(mine) AS written FROM locked \gset
 WITH locked AS MATERIALIZED (
     SELECT i.*, s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed AS mine
-    FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(4, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 3,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(3::smallint, ARRAY[200])::smallint[], array_fill(true, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[], array_fill(0::bigint, ARRAY[200])::bigint[])
-         AS i (id, claimed, seq, entry, status, release, due_in_ms, age_ms)
+    FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(4, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 3,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(3::smallint, ARRAY[200])::smallint[], array_fill(true, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[], array_fill(0::bigint, ARRAY[200])::bigint[], array_fill(NULL::bytea, ARRAY[200])::bytea[])
+         AS i (id, claimed, seq, entry, status, release, due_in_ms, age_ms, snapshot)
     JOIN {schema}.saga s ON s.id = i.id
     ORDER BY s.id
     FOR NO KEY UPDATE OF s SKIP LOCKED
@@ -111,6 +132,13 @@ WITH locked AS MATERIALIZED (
         changed_at = now()
     FROM locked l
     WHERE s.id = l.id AND l.mine AND (l.release OR l.status IS NOT NULL)
+), kept AS (
+    INSERT INTO {schema}.saga_snapshot (saga_id, seq, state)
+    SELECT id, seq, snapshot FROM locked WHERE mine AND snapshot <> ''
+    ON CONFLICT (saga_id) DO UPDATE SET seq = excluded.seq, state = excluded.state
+), dropped AS (
+    -- An empty one says that there is none any more.
+    DELETE FROM {schema}.saga_snapshot n USING locked l WHERE n.saga_id = l.id AND l.mine AND l.snapshot = ''
 ), folded AS (
     UPDATE {schema}.saga_mailbox m
     SET read_at = now()

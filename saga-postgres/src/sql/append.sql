@@ -6,8 +6,8 @@
 -- transaction holds are skipped, and answered as busy; locking in the order of ids lets no two batches wait for each other.
 WITH locked AS MATERIALIZED (
     SELECT i.*, s.owner = $1 AND s.epoch = i.claimed AS mine
-    FROM unnest($2::uuid[], $3::bigint[], $4::integer[], $5::bytea[], $6::smallint[], $7::boolean[], $8::bigint[], $11::bigint[])
-         AS i (id, claimed, seq, entry, status, release, due_in_ms, age_ms)
+    FROM unnest($2::uuid[], $3::bigint[], $4::integer[], $5::bytea[], $6::smallint[], $7::boolean[], $8::bigint[], $11::bigint[], $12::bytea[])
+         AS i (id, claimed, seq, entry, status, release, due_in_ms, age_ms, snapshot)
     JOIN {schema}.saga s ON s.id = i.id
     ORDER BY s.id
     FOR NO KEY UPDATE OF s SKIP LOCKED
@@ -24,6 +24,13 @@ WITH locked AS MATERIALIZED (
         changed_at = now()
     FROM locked l
     WHERE s.id = l.id AND l.mine AND (l.release OR l.status IS NOT NULL)
+), kept AS (
+    INSERT INTO {schema}.saga_snapshot (saga_id, seq, state)
+    SELECT id, seq, snapshot FROM locked WHERE mine AND snapshot <> ''
+    ON CONFLICT (saga_id) DO UPDATE SET seq = excluded.seq, state = excluded.state
+), dropped AS (
+    -- An empty one says that there is none any more.
+    DELETE FROM {schema}.saga_snapshot n USING locked l WHERE n.saga_id = l.id AND l.mine AND l.snapshot = ''
 ), folded AS (
     UPDATE {schema}.saga_mailbox m
     SET read_at = now()

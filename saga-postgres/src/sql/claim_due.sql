@@ -19,5 +19,7 @@ FROM due
 WHERE s.id = due.id
 RETURNING s.id, s.name, s.version, s.key, s.status, s.input, s.epoch, s.lapses, s.lost_with,
           s.traceparent, s.tracestate, s.baggage, s.started_at, now() AS looked_at,
+          (SELECT n.seq FROM {schema}.saga_snapshot n WHERE n.saga_id = s.id) AS snapshot_seq,
+          (SELECT n.state FROM {schema}.saga_snapshot n WHERE n.saga_id = s.id) AS snapshot,
           -- Lengths, not instants: as old as it was when it was put there, and what it has waited since.
           s.age_ms + (extract(epoch FROM greatest(due.due_at - due.due_from, interval '0')) * 1000)::bigint AS told_ms

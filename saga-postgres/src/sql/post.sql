@@ -2,8 +2,8 @@
 WITH input AS (
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::bytea[]) WITH ORDINALITY AS i (saga_id, message, body, n)
 ), posted AS (
-    INSERT INTO {schema}.saga_mailbox (saga_id, message, body)
-    SELECT i.saga_id, i.message, i.body FROM input i JOIN {schema}.saga s ON s.id = i.saga_id
+    INSERT INTO {schema}.saga_mailbox (saga_id, message, body, name, version)
+    SELECT i.saga_id, i.message, i.body, s.name, s.version FROM input i JOIN {schema}.saga s ON s.id = i.saga_id
     WHERE s.status < 3
     ORDER BY i.n
     ON CONFLICT DO NOTHING

@@ -19,13 +19,13 @@ use crate::{
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use heart::PgHeart;
-use rows::{age, code, column, count, mail, millis, record, status, unzipped, version, worker};
+use rows::{age, claimed, code, column, count, mail, millis, record, status, unzipped, version, worker};
 use saga_core::{
     Encoded, SagaId, WorkerId,
     machine::{FORMAT, Status},
     store::{
-        Append, Appended, Census, DefinitionId, Heart, Hint, Mail, Posted, Record, Ripe, Start, Started, Store,
-        StoreError, Then,
+        Append, Appended, Census, DefinitionId, Heart, Hint, Mail, Posted, Record, Ripe, SnapshotChange, Start, Started,
+        Store, StoreError, Then,
     },
 };
 use sqlx::{PgConnection, PgPool, Row, SqlStr, postgres::PgRow};
@@ -241,7 +241,7 @@ impl PgStore {
     async fn records(&self, rows: Vec<PgRow>) -> Result<Vec<Record>, StoreError> {
         // One row that cannot be read (of a newer version of this library, or damaged) fails no other: it is given
         // back.
-        let readable = |row| match record(row) {
+        let readable = |row| match claimed(row) {
             Ok(record) => Some((row, record)),
             Err(error) => {
                 tracing::error!(saga = ?row.try_get::<Uuid, _>("id"), %error, "cannot read a saga's row");
@@ -254,7 +254,8 @@ impl PgStore {
         }
         let ids: Vec<Uuid> = records.iter().map(|(_, record)| record.saga.as_uuid()).collect();
         let mut journals: HashMap<Uuid, Journal> = HashMap::new();
-        for row in self.rows(self.query(&self.queries().journals).bind(&ids)).await? {
+        let seqs: Vec<i32> = records.iter().map(|(_, record)| record.seq()).collect();
+        for row in self.rows(self.query(&self.queries().journals).bind(&ids).bind(seqs)).await? {
             let (journal, latest) = journals.entry(column(&row, "saga_id")?).or_default();
             journal.push(column(&row, "entry")?);
             *latest = (*latest).max(Some(column(&row, "at")?));
@@ -459,13 +460,22 @@ impl Store for PgStore {
             })
             .collect();
         let ages: Vec<i64> = batch.iter().map(|append| millis(append.age)).collect();
+        let snapshots: Vec<Option<&[u8]>> = batch
+            .iter()
+            .map(|append| match &append.snapshot {
+                SnapshotChange::None => None,
+                SnapshotChange::Replace(state) => Some(state.as_slice()),
+                SnapshotChange::Remove => Some(b"".as_slice()),
+            })
+            .collect();
         let (read_by, read): (Vec<Uuid>, Vec<&str>) = batch
             .iter()
             .flat_map(|append| append.read.iter().map(|message| (append.saga.as_uuid(), message.as_str())))
             .unzip();
         let sql = self.query(&self.queries().append).bind(worker.as_uuid());
         let sql = sql.bind(ids).bind(epochs).bind(seqs).bind(entries).bind(statuses).bind(releases).bind(due);
-        let mut answers: HashMap<SagaId, Appended> = match self.rows(sql.bind(read_by).bind(read).bind(ages)).await {
+        let sql = sql.bind(read_by).bind(read).bind(ages).bind(snapshots);
+        let mut answers: HashMap<SagaId, Appended> = match self.rows(sql).await {
             Ok(rows) => rows
                 .iter()
                 .map(|row| {

@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use saga_core::{
     Encoded,
     machine::Status,
-    store::{DefinitionId, Mail, Record, StoreError},
+    store::{DefinitionId, Mail, Record, Snapshot, StoreError},
     trace::TraceContext,
 };
 use sqlx::{Row, postgres::PgRow};
@@ -37,9 +37,20 @@ pub(super) fn record(row: &PgRow) -> Result<Record, StoreError> {
         lapses: column::<i32>(row, "lapses")?.unsigned_abs(),
         survived: survived(row)?,
         age: age(row, None)?,
+        snapshot: None,
         journal: vec![],
         mail: vec![],
     })
+}
+
+/// With its snapshot.
+pub(super) fn claimed(row: &PgRow) -> Result<Record, StoreError> {
+    let seq: Option<i32> = column(row, "snapshot_seq")?;
+    let snapshot = match seq {
+        Some(seq) => column::<Option<Vec<u8>>>(row, "snapshot")?.map(|state| Snapshot { seq, state }),
+        None => None,
+    };
+    Ok(Record { snapshot, ..record(row)? })
 }
 
 /// How old a saga is. If the clock was set back, it is as old as its owner said when it was put back, or as its journal

@@ -3,7 +3,7 @@
 
 use saga_core::{
     Cx, Encoded, Engine, Error, Out, Saga, SagaBuilder, SagaId, Started as Handle, StepError, WorkerId,
-    store::{Append, DefinitionId, Start, Started, Store, Then},
+    store::{Append, DefinitionId, SnapshotChange, Start, Started, Store, Then},
     trace::TraceContext,
 };
 use saga_postgres::{InTransaction, PgStore, testing};
@@ -44,7 +44,7 @@ pub(crate) async fn start(store: &PgStore, key: &str, owner: Option<WorkerId>) -
 
 pub(crate) fn entry(saga: SagaId, epoch: i64, seq: i32) -> Append {
     let (entry, age) = (Some(b"[]".to_vec()), Duration::ZERO);
-    Append { saga, epoch, seq, entry, read: vec![], status: None, then: Then::Keep, age }
+    Append { saga, epoch, seq, entry, read: vec![], status: None, then: Then::Keep, age, snapshot: SnapshotChange::None }
 }
 
 /// Waits until a query answers with true.

@@ -5,7 +5,7 @@ use super::trial::{DUE_NOW, Trial, Verdict, WRITTEN, definition, entry, json, ma
 use crate::{
     SagaId,
     machine::Status,
-    store::{Append, Record, Ripe, Start, Then},
+    store::{Append, Appended, Record, Ripe, Snapshot, SnapshotChange, Start, Then},
     trace::TraceContext,
 };
 use std::{collections::HashSet, time::Duration};
@@ -185,6 +185,47 @@ pub(super) async fn the_record_of_a_claim_is_complete(trial: Trial) -> Verdict {
     let read = trial.record(saga).await?;
     same("the trace that is read", &read.trace, &start.trace)?;
     same("the record that is read", (read.epoch, read.journal, read.mail), (record.epoch, record.journal, record.mail))
+}
+
+pub(super) async fn a_claim_reads_what_comes_after_the_snapshot_or_everything(trial: Trial) -> Verdict {
+    let (first, second) = (trial.clerk().await?, trial.clerk().await?);
+    let saga = trial.begin_owned(first, "k").await?;
+    let kept = |append, state: &str| Append { snapshot: SnapshotChange::Replace(state.into()), ..append };
+    trial.write(first, &entry(saga, 1, 1, "one")).await?;
+    trial.write(first, &kept(entry(saga, 1, 2, "two"), "a state")).await?;
+    trial.write(first, &entry(saga, 1, 3, "three")).await?;
+    trial.write(first, &kept(entry(saga, 1, 4, "four"), "another state")).await?;
+    let then = Then::Release { due_in: DUE_NOW };
+    trial.write(first, &Append { then, ..entry(saga, 1, 5, "five") }).await?;
+    let record = trial.claim_one(second, saga).await?;
+    same("the place of the last entry", record.seq(), 5)?;
+    if let Some(snapshot) = &record.snapshot {
+        same("the snapshot", snapshot, &Snapshot { seq: 4, state: b"another state".to_vec() })?;
+        same("the entries after it", &record.journal[..], [b"five".to_vec()])?;
+    } else {
+        same("the entries", record.journal.len(), 5)?;
+    }
+    trial.has_journal(saga, &["one", "two", "three", "four", "five"]).await?;
+    same("a snapshot with the whole journal", trial.record(saga).await?.snapshot, None::<Snapshot>)?;
+
+    let gone = Append { snapshot: SnapshotChange::Remove, then, ..entry(saga, record.epoch, 6, "six") };
+    trial.write(second, &gone).await?;
+    let record = trial.claim_one(first, saga).await?;
+    same("a snapshot that was removed", record.snapshot, None::<Snapshot>)?;
+    same("all entries", record.journal.len(), 6)
+}
+
+pub(super) async fn a_snapshot_of_an_append_that_is_refused_is_not_kept(trial: Trial) -> Verdict {
+    let (first, second) = (trial.clerk().await?, trial.clerk().await?);
+    let saga = trial.begin_owned(first, "k").await?;
+    let then = Then::Release { due_in: DUE_NOW };
+    trial.write(first, &Append { then, ..entry(saga, 1, 1, "one") }).await?;
+    let record = trial.claim_one(second, saga).await?;
+    let snapshot = SnapshotChange::Replace(b"a zombie's".to_vec());
+    let late = trial.append(first, &[Append { snapshot, ..entry(saga, 1, 2, "late") }]).await?;
+    same("an append by a former owner", &late[..], [Appended::Lost])?;
+    trial.release(second, saga, record.epoch, DUE_NOW).await?;
+    same("the snapshot", trial.claim_one(first, saga).await?.snapshot, None::<Snapshot>)
 }
 
 pub(super) async fn the_epoch_grows_with_every_claim(trial: Trial) -> Verdict {

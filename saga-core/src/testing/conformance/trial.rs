@@ -4,7 +4,10 @@ use super::{Broken, PATIENCE};
 use crate::{
     Encoded, SagaId, WorkerId,
     machine::Status,
-    store::{Append, Appended, DefinitionId, Mail, Posted, Record, Ripe, Start, Started, Store, StoreError, Then},
+    store::{
+        Append, Appended, DefinitionId, Mail, Posted, Record, Ripe, SnapshotChange, Start, Started, Store, StoreError,
+        Then,
+    },
     trace::TraceContext,
 };
 use futures::future::BoxFuture;
@@ -335,7 +338,17 @@ pub(super) fn entry(saga: SagaId, epoch: i64, seq: i32, entry: &str) -> Append {
 
 /// An append that changes nothing.
 pub(super) const fn no_entry(saga: SagaId, epoch: i64, seq: i32) -> Append {
-    Append { saga, epoch, seq, entry: None, read: vec![], status: None, then: Then::Keep, age: Duration::ZERO }
+    Append {
+        saga,
+        epoch,
+        seq,
+        entry: None,
+        read: vec![],
+        status: None,
+        then: Then::Keep,
+        age: Duration::ZERO,
+        snapshot: SnapshotChange::None,
+    }
 }
 
 pub(super) fn mail(saga: SagaId, message: &str) -> Mail {

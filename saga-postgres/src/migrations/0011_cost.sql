@@ -1,0 +1,19 @@
+-- What a saga costs does not grow with its past, nor with the letters of strangers.
+
+-- One row for a saga whose journal is long, until it ends. The journal stays whole: a release that knows nothing of snapshots, or of the form of
+-- this one, reads that.
+CREATE TABLE IF NOT EXISTS {schema}.saga_snapshot (
+    saga_id uuid    PRIMARY KEY,
+    seq     integer NOT NULL,
+    state   bytea   NOT NULL
+);
+COMMENT ON COLUMN {schema}.saga_snapshot.seq IS 'the last entry of the journal that is folded into the state';
+
+ALTER TABLE {schema}.saga_mailbox
+    ADD COLUMN IF NOT EXISTS name text,
+    ADD COLUMN IF NOT EXISTS version integer;
+COMMENT ON COLUMN {schema}.saga_mailbox.name IS 'of the saga; NULL if an earlier release posted it';
+
+-- next transaction
+-- Serves those who run this version of these sagas, and who pass over what an earlier release posted to any.
+CREATE INDEX CONCURRENTLY IF NOT EXISTS saga_mailbox_for ON {schema}.saga_mailbox (name, version, position) WHERE read_at IS NULL;
