@@ -2,7 +2,7 @@ use crate::{
     SagaId, WorkerId,
     machine::Status,
     store::{
-        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Snapshot, SnapshotChange, Start,
+        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Room, Snapshot, SnapshotChange, Start,
         Started, Store, StoreError, Then,
     },
 };
@@ -239,7 +239,7 @@ impl Store for MemoryStore {
         worker: WorkerId,
         definitions: &[DefinitionId],
         ripe: Ripe,
-        limit: usize,
+        room: Room,
     ) -> Result<Vec<Record>, StoreError> {
         let (mut inner, now) = (self.lock(), Instant::now());
         let mut found: Vec<(Option<Instant>, SagaId)> = vec![];
@@ -258,7 +258,11 @@ impl Store for MemoryStore {
             }
         }
         found.sort_unstable();
-        let claimed = found.iter().take(limit).filter_map(|(_, saga)| {
+        let mut bytes = 0;
+        let claimed = found.iter().take(room.sagas).filter_map(|(_, saga)| {
+            if bytes >= room.bytes && bytes > 0 {
+                return None;
+            }
             let row = inner.sagas.get_mut(saga)?;
             row.owner = Some(worker);
             row.due = None;
@@ -266,7 +270,9 @@ impl Store for MemoryStore {
             let snapshot = row.snapshot.clone();
             let read = snapshot.as_ref().and_then(|snapshot| usize::try_from(snapshot.seq).ok()).unwrap_or_default();
             let record = inner.record(*saga)?;
-            Some(Record { journal: record.journal[read..].to_vec(), snapshot, ..record })
+            let record = Record { journal: record.journal[read..].to_vec(), snapshot, ..record };
+            bytes += record.bytes();
+            Some(record)
         });
         Ok(claimed.collect())
     }
@@ -312,8 +318,19 @@ impl Store for MemoryStore {
     async fn mail(&self, worker: WorkerId, limit: usize) -> Result<Vec<Mail>, StoreError> {
         let inner = self.lock();
         let owned = |saga: &SagaId| inner.sagas.get(saga).is_some_and(|row| row.owner == Some(worker));
-        let unread = inner.mailbox.iter().filter(|(mail, read)| !read && owned(&mail.saga));
-        Ok(unread.take(limit).map(|(mail, _)| mail.clone()).collect())
+        // Of each saga the first before the second of any.
+        let (mut turns, mut found) = (HashMap::<SagaId, usize>::new(), vec![]);
+        for (place, (mail, read)) in inner.mailbox.iter().enumerate() {
+            if !read && owned(&mail.saga) {
+                let turn = turns.entry(mail.saga).or_default();
+                found.push((*turn, place));
+                *turn += 1;
+            }
+        }
+        found.sort_unstable();
+        found.truncate(limit);
+        found.sort_unstable_by_key(|(_, place)| *place);
+        Ok(found.iter().map(|(_, place)| inner.mailbox[*place].0.clone()).collect())
     }
 
     async fn find(&self, name: &str, key: &str) -> Result<Option<SagaId>, StoreError> {

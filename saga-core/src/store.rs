@@ -172,6 +172,12 @@ pub struct Record {
 }
 
 impl Record {
+    /// How many bytes its input, snapshot and journal have.
+    pub(crate) fn bytes(&self) -> usize {
+        let snapshot = self.snapshot.as_ref().map_or(0, |snapshot| snapshot.state.len());
+        self.input.as_str().len() + snapshot + self.journal.iter().map(Vec::len).sum::<usize>()
+    }
+
     /// The place of the last entry in the journal; 0 when there is none.
     pub fn seq(&self) -> i32 {
         let after = i32::try_from(self.journal.len()).unwrap_or(i32::MAX);
@@ -219,6 +225,22 @@ pub enum Ripe {
     Mailed,
     /// It is due.
     Due,
+}
+
+/// What a worker has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// So many sagas.
+    pub sagas: usize,
+    /// So many bytes of inputs, snapshots and journals, about. One saga fits in any case.
+    pub bytes: usize,
+}
+
+impl Room {
+    /// For so many sagas, whatever they weigh.
+    pub const fn of(sagas: usize) -> Self {
+        Self { sagas, bytes: usize::MAX }
+    }
 }
 
 /// Why a store did not do what it was asked.
@@ -321,13 +343,14 @@ pub trait Store: Send + Sync + 'static {
     /// Appends to journals, as the owner `worker`. Answers one by one, in the batch's order; a saga occurs once in a batch.
     async fn append(&self, worker: WorkerId, batch: &[Append]) -> Result<Vec<Appended>, StoreError>;
 
-    /// Takes up to `limit` unowned sagas of these definitions that are `ripe`, and reads them: of the due ones those that have been due longest.
+    /// Takes unowned sagas of these definitions that are `ripe`, as many as there is room for, and reads them: of the
+    /// due ones those that have been due longest. What a record has of its saga's mail may be less than all: the oldest.
     async fn claim(
         &self,
         worker: WorkerId,
         definitions: &[DefinitionId],
         ripe: Ripe,
-        limit: usize,
+        room: Room,
     ) -> Result<Vec<Record>, StoreError>;
 
     /// The sagas that `worker` owns, each with the epoch of its claim.
@@ -340,7 +363,8 @@ pub trait Store: Send + Sync + 'static {
     /// Puts messages into mailboxes. Answers one by one, in the batch's order.
     async fn post(&self, batch: &[Mail]) -> Result<Vec<Posted>, StoreError>;
 
-    /// Unread messages to sagas that `worker` owns, in the order of their arrival, at most `limit`.
+    /// Unread messages to sagas that `worker` owns, in the order of their arrival, at most `limit`. When there are more,
+    /// each of these sagas has its oldest ones among them.
     async fn mail(&self, worker: WorkerId, limit: usize) -> Result<Vec<Mail>, StoreError>;
 
     /// The saga of that name and key.

@@ -9,7 +9,7 @@ use saga_core::{
     message::{Answer, CommandAttributes, Message},
     participant::Command,
     store::{
-        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, SnapshotChange, Start, Started, Store, StoreError,
+        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Room, SnapshotChange, Start, Started, Store, StoreError,
         Then,
     },
     testing::World,
@@ -94,7 +94,7 @@ rigged! {
     leave(worker: WorkerId) -> ();
     sweep(limit: usize) -> usize;
     start(batch: &[Start]) -> Vec<Started>;
-    claim(worker: WorkerId, definitions: &[DefinitionId], ripe: Ripe, limit: usize) -> Vec<Record>;
+    claim(worker: WorkerId, definitions: &[DefinitionId], ripe: Ripe, room: Room) -> Vec<Record>;
     owned(worker: WorkerId) -> Vec<(SagaId, i64)>;
     post(batch: &[Mail]) -> Vec<Posted>;
     mail(worker: WorkerId, limit: usize) -> Vec<Mail>;
@@ -353,7 +353,7 @@ async fn a_saga_whose_journal_cannot_be_read_does_not_begin_anew_whatever_an_ope
     // A newer version of the library ran the saga: it booked.
     let (newer, definition) = (WorkerId::generate(), DefinitionId { name: "trip".into(), version: 1 });
     store.join(newer, 60 * SECOND, std::slice::from_ref(&definition)).await.unwrap();
-    let record = store.claim(newer, &[definition], Ripe::Due, 1).await.unwrap().pop().unwrap();
+    let record = store.claim(newer, &[definition], Ripe::Due, Room::of(1)).await.unwrap().pop().unwrap();
     let entry = br#"[{"succeeded":{"step":0,"output":null}},{"signalled":{"name":"boarding"}}]"#;
     let append = Append {
         saga: trip.id(),
@@ -748,7 +748,7 @@ async fn a_cancel_that_reached_a_version_which_cannot_read_the_journal_leaves_a_
     let trip = client.sagas::<Trip>().submit("k", 1).await.unwrap();
     let (newer, definition) = (WorkerId::generate(), DefinitionId { name: "trip".into(), version: 1 });
     store.join(newer, 3600 * SECOND, std::slice::from_ref(&definition)).await.unwrap();
-    let record = store.claim(newer, std::slice::from_ref(&definition), Ripe::Due, 1).await.unwrap().pop().unwrap();
+    let record = store.claim(newer, std::slice::from_ref(&definition), Ripe::Due, Room::of(1)).await.unwrap().pop().unwrap();
     let append = Append {
         saga: trip.id(),
         epoch: record.epoch,

@@ -8,7 +8,7 @@ use saga_core::{
     Engine, MemoryStore, Outcome, SagaId, WorkerId,
     machine::Status,
     store::{
-        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Start, Started, Store, StoreError,
+        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Room, Start, Started, Store, StoreError,
     },
 };
 use std::{
@@ -67,7 +67,7 @@ over_the_wire! {
     sweep(limit: usize) -> usize;
     start(batch: &[Start]) -> Vec<Started>;
     append(worker: WorkerId, batch: &[Append]) -> Vec<Appended>;
-    claim(worker: WorkerId, definitions: &[DefinitionId], ripe: Ripe, limit: usize) -> Vec<Record>;
+    claim(worker: WorkerId, definitions: &[DefinitionId], ripe: Ripe, room: Room) -> Vec<Record>;
     owned(worker: WorkerId) -> Vec<(SagaId, i64)>;
     disown(worker: WorkerId, sagas: &[(SagaId, i64)]) -> ();
     post(batch: &[Mail]) -> Vec<Posted>;

@@ -19,7 +19,7 @@ use saga_core::{
     Cx, Encoded, Engine, Out, Outcome, Saga, SagaBuilder, SagaId, StepError, WorkerId,
     message::{CommandId, Op},
     participant::{Event, Inbox},
-    store::{Appended, Hint, Mail, Ripe, Store, StoreError},
+    store::{Appended, Hint, Mail, Ripe, Room, Store, StoreError},
 };
 use saga_postgres::{PgInbox, PgOutbox, PgStore, PgStoreOptions, SetupError, testing};
 use serde::{Deserialize, Serialize};
@@ -240,7 +240,7 @@ async fn nothing_is_left_of_dropped_calls(options: impl Fn(PgStoreOptions) -> Pg
         let _ = for_so_many_waits(waits, store.sweep(10)).await;
         let _ = for_so_many_waits(waits, store.ready()).await;
         let other = WorkerId::generate();
-        let _ = for_so_many_waits(waits, store.claim(other, &[definition()], Ripe::Due, 1)).await;
+        let _ = for_so_many_waits(waits, store.claim(other, &[definition()], Ripe::Due, Room::of(1))).await;
     }
     let record = store.read(saga).await.unwrap().unwrap();
     assert_eq!((record.journal.len(), record.epoch), (39, 1));

@@ -10,7 +10,7 @@ use common::{Setup, definition, fresh, start};
 use saga_core::{
     Cx, Engine, Out, Outcome, Saga, SagaBuilder, StepError, WorkerId,
     machine::Status,
-    store::{Append, Mail, Record, Ripe, Start, Store, Then},
+    store::{Append, Mail, Record, Ripe, Room, Start, Store, Then},
 };
 use saga_postgres::{PgStore, testing};
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
@@ -217,7 +217,7 @@ async fn a_worker_whose_lease_ends_in_a_future_that_does_not_come_is_found_dead(
     eventually("it is found dead", async || store.sweep(10).await.unwrap() == 1).await;
     let heir = WorkerId::generate();
     store.join(heir, LONG, &[definition()]).await.unwrap();
-    let claimed = store.claim(heir, &[definition()], Ripe::Due, 10).await.unwrap();
+    let claimed = store.claim(heir, &[definition()], Ripe::Due, Room::of(10)).await.unwrap();
     assert_eq!(claimed.iter().map(|record| record.saga).collect::<Vec<_>>(), [saga]);
 }
 
@@ -237,9 +237,9 @@ async fn what_was_put_back_in_a_future_that_does_not_come_is_due_again() {
         .await;
     let worker = WorkerId::generate();
     store.join(worker, LONG, &[definition()]).await.unwrap();
-    assert!(store.claim(worker, &[definition()], Ripe::Due, 10).await.unwrap().is_empty());
+    assert!(store.claim(worker, &[definition()], Ripe::Due, Room::of(10)).await.unwrap().is_empty());
     store.sweep(10).await.unwrap();
-    let claimed = store.claim(worker, &[definition()], Ripe::Due, 10).await.unwrap();
+    let claimed = store.claim(worker, &[definition()], Ripe::Due, Room::of(10)).await.unwrap();
     assert_eq!(claimed.iter().map(|record| record.saga).collect::<Vec<_>>(), [due]);
     let left = format!(
         "SELECT (due_at - now()) BETWEEN '9 minutes' AND '10 minutes' FROM {schema}.saga WHERE id = '{waiting}'"
@@ -276,7 +276,7 @@ async fn the_age_of_a_saga_does_not_run_backwards_with_the_clock() {
     let hour = Duration::from_secs(3600);
     store.leave(worker).await.unwrap();
     assert_eq!(store.sweep(10).await.unwrap(), 1);
-    let claimed = store.claim(worker, &[definition()], Ripe::Due, 10).await.unwrap();
+    let claimed = store.claim(worker, &[definition()], Ripe::Due, Room::of(10)).await.unwrap();
     assert!(claimed[0].age >= hour, "{:?}", claimed[0].age);
     // And one that was started in the future has no age below zero.
     run(&store, format!("UPDATE {schema}.saga SET started_at = started_at + interval '3 hours'")).await;

@@ -5,7 +5,7 @@ mod common;
 use common::{Setup, fresh};
 use saga_core::{
     Cx, Engine, Out, Outcome, Retry, Saga, SagaBuilder, StepError, WorkerId,
-    store::{DefinitionId, Record, Ripe, Store},
+    store::{DefinitionId, Record, Ripe, Room, Store},
 };
 use saga_postgres::PgStore;
 use sqlx::AssertSqlSafe;
@@ -72,7 +72,7 @@ async fn taken_over(store: &PgStore) -> Record {
     let definition = std::slice::from_ref(&definition);
     store.join(worker, Duration::from_secs(60), definition).await.unwrap();
     let record = loop {
-        if let Some(record) = store.claim(worker, definition, Ripe::Due, 1).await.unwrap().pop() {
+        if let Some(record) = store.claim(worker, definition, Ripe::Due, Room::of(1)).await.unwrap().pop() {
             break record;
         }
         sleep(Duration::from_millis(5)).await;

@@ -7,7 +7,7 @@ use common::{Setup, definition, entry, fresh, start};
 use saga_core::{
     WorkerId,
     machine::Status,
-    store::{Append, Appended, Mail, Posted, Ripe, Started, Store, StoreError, Then},
+    store::{Append, Appended, Mail, Posted, Ripe, Room, Started, Store, StoreError, Then},
 };
 use sqlx::{Connection, PgConnection};
 use std::time::Duration;
@@ -45,7 +45,7 @@ async fn append_of_a_zombie(edit: fn(&str, String) -> String) -> (Appended, usiz
     common::until_somebody_waits_for_an_advisory_lock(&mut gate).await;
     store.leave(zombie).await.unwrap();
     assert_eq!(store.sweep(10).await.unwrap(), 1);
-    assert_eq!(store.claim(heir, &[definition()], Ripe::Due, 10).await.unwrap().len(), 1);
+    assert_eq!(store.claim(heir, &[definition()], Ripe::Due, Room::of(10)).await.unwrap().len(), 1);
     sqlx::query("SELECT pg_advisory_unlock($1)").bind(PAUSE).execute(&mut gate).await.unwrap();
     let answer = append.await.unwrap();
     (answer, store.read(saga).await.unwrap().unwrap().journal.len())
@@ -127,7 +127,7 @@ async fn claims_after_a_late_commit(edit: fn(&str, String) -> String) -> usize {
     let release = Append { then: Then::Release { due_in: None }, ..entry(saga, 1, 1) };
     assert_eq!(store.append(worker, &[release]).await.unwrap(), [Appended::Written]);
     tx.commit().await.unwrap();
-    let claimed = store.claim(worker, &[definition()], Ripe::Mailed, 10).await.unwrap();
+    let claimed = store.claim(worker, &[definition()], Ripe::Mailed, Room::of(10)).await.unwrap();
     assert!(claimed.iter().all(|record| record.mail.len() == 1));
     claimed.len()
 }
@@ -152,7 +152,7 @@ async fn rule_3_mail_never_steals_a_live_claim() {
     let mail = Mail { saga, message: "m".into(), body: b"{}".to_vec() };
     assert_eq!(store.post(std::slice::from_ref(&mail)).await.unwrap(), [Posted::Accepted]);
     for ripe in [Ripe::Mailed, Ripe::Due] {
-        assert!(store.claim(other, &[definition()], ripe, 10).await.unwrap().is_empty());
+        assert!(store.claim(other, &[definition()], ripe, Room::of(10)).await.unwrap().is_empty());
     }
     assert_eq!(store.mail(owner, 10).await.unwrap(), [mail]);
 }

@@ -12,7 +12,7 @@ use broker::Broker;
 use futures::future::{join_all, try_join_all};
 use saga_core::{
     CompensationCx, Cx, Engine, Out, Outcome, Retry, Saga, SagaBuilder, StepError, WorkerId,
-    store::{DefinitionId, Ripe, Store},
+    store::{DefinitionId, Ripe, Room, Store},
 };
 use saga_postgres::{PgOutbox, PgStore, SetupError, testing};
 use serde::{Deserialize, Serialize};
@@ -371,7 +371,7 @@ async fn a_worker_of_release_0_1_that_dies_is_followed_by_one_of_this() {
     let began = Instant::now();
     let record = loop {
         store.sweep(100).await.unwrap();
-        if let Some(record) = store.claim(heir, &traffic(), Ripe::Due, 10).await.unwrap().pop() {
+        if let Some(record) = store.claim(heir, &traffic(), Ripe::Due, Room::of(10)).await.unwrap().pop() {
             break record;
         }
         assert!(began.elapsed() < PATIENCE, "it is never found dead");
@@ -396,7 +396,7 @@ async fn lapses_that_both_releases_counted_are_told_apart() {
     let claimed_by = async || {
         let worker = WorkerId::generate();
         store.join(worker, LONG, &traffic()).await.unwrap();
-        let mut claimed = store.claim(worker, &traffic(), Ripe::Due, 10).await.unwrap();
+        let mut claimed = store.claim(worker, &traffic(), Ripe::Due, Room::of(10)).await.unwrap();
         assert_eq!(claimed.iter().map(|record| record.saga.as_uuid()).collect::<Vec<_>>(), [saga]);
         (worker, claimed.remove(0))
     };

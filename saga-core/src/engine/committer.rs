@@ -3,28 +3,41 @@
 //! An idle engine commits at once; a busy one amortises. There is no timer to tune: the time that one statement takes is
 //! what gathers the next batch.
 
-use super::{Config, lease::Lease, rarely::Rarely};
+use super::{Config, lease::Lease, rarely::Rarely, weight::Gate};
 use crate::{
     WorkerId,
     store::{Append, Appended, Start, Started, Store, StoreError},
 };
 use async_trait::async_trait;
 use futures::StreamExt;
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     time::{Instant, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// The pause before a statement is sent again that the store did not answer, or a row is tried again that was busy.
 pub(crate) const AGAIN: Duration = Duration::from_millis(10);
+/// What got no answer and has so many bytes is sent again in halves.
+const MUCH: usize = 64 << 10;
+/// A key that somebody held is taken to be held for so long after that.
+const HELD: Duration = Duration::from_secs(1);
+/// So many statements at a time wait for somebody's transaction.
+const LANES: usize = 3;
+/// So many starts go together while it is looked for what is held.
+const PART: usize = 16;
 /// How often a start is tried that somebody else's transaction holds up, before its caller is told.
 const CONTENDED: u32 = 10;
 
 pub(crate) struct Committer {
     starts: mpsc::Sender<Waiting<Start, Started>>,
     appends: Vec<mpsc::UnboundedSender<Waiting<(Lease, Append), Appended>>>,
+    gate: Gate,
 }
 
 /// Runs tasks for as long as the engine.
@@ -65,15 +78,21 @@ impl Committer {
             spawn.task(commit_appends(store.clone(), waiting, config.batch));
             appends
         });
-        Self { starts, appends: appends.collect() }
+        Self { starts, appends: appends.collect(), gate: Gate::new() }
     }
 
     /// Resolves once the saga stands or is refused. Dropped meanwhile, it may still come to stand.
     pub(crate) async fn start(&self, entry: Start) -> Result<Started, StoreError> {
         let (answer, answered) = oneshot::channel();
         let stopped = || StoreError::Unavailable("the engine has stopped".into());
+        let _turn = self.gate.pass(entry.input.as_str().len()).await;
         self.starts.send(Waiting { entry, answer, busy: None }).await.map_err(|_| stopped())?;
         answered.await.map_err(|_| stopped())?
+    }
+
+    /// What heavy appends pass before they are made, and hold until they are answered.
+    pub(crate) const fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// The answer; an error only when the store refuses the entry itself. The sender is dropped when the engine stops.
@@ -94,6 +113,8 @@ trait Write: Sync {
     type Answer: Clone + Send;
     /// Whether to try again when the store was contended, or to answer with that.
     const THROUGH_CONTENTION: bool;
+    /// How many bytes it has.
+    fn weight(entry: &Self::Entry) -> usize;
     async fn write(&self, entries: &[Self::Entry]) -> Result<Vec<Self::Answer>, StoreError>;
 }
 
@@ -104,6 +125,9 @@ impl Write for Starts<'_> {
     type Entry = Start;
     type Answer = Started;
     const THROUGH_CONTENTION: bool = false;
+    fn weight(entry: &Start) -> usize {
+        entry.input.as_str().len()
+    }
     async fn write(&self, entries: &[Start]) -> Result<Vec<Started>, StoreError> {
         self.0.start(entries).await
     }
@@ -116,6 +140,9 @@ impl Write for Appends<'_> {
     type Entry = Append;
     type Answer = Appended;
     const THROUGH_CONTENTION: bool = true;
+    fn weight(entry: &Append) -> usize {
+        entry.entry.as_ref().map_or(0, Vec::len)
+    }
     async fn write(&self, entries: &[Append]) -> Result<Vec<Appended>, StoreError> {
         self.0.append(self.1, entries).await
     }
@@ -127,29 +154,97 @@ async fn commit_starts(
     limit: usize,
     spawn: Spawn,
 ) {
-    let mut batch = vec![];
+    let (aside, mut batch) = (Aside::new(store.clone()), vec![]);
     while waiting.recv_many(&mut batch, limit).await > 0 {
-        let (entries, answers): (Vec<_>, Vec<_>) = batch.drain(..).map(|w| (w.entry, w.answer)).unzip();
-        let written = write_until_answered(&entries, &answers, &Starts(&*store)).await;
-        let mut contended = vec![];
-        for ((entry, answer), written) in entries.into_iter().zip(answers).zip(written) {
-            match written {
-                Err(StoreError::Contention(_)) => contended.push(Waiting { entry, answer, busy: None }),
-                written => drop(answer.send(written)),
-            }
+        let (held, free): (Vec<_>, Vec<_>) = batch.drain(..).partition(|waiting| aside.is_held(&waiting.entry));
+        if !held.is_empty() {
+            spawn.task(aside.clone().one_by_one(held));
         }
+        let contended = start_together(&*store, free).await;
         if !contended.is_empty() {
-            spawn.task(start_one_by_one(store.clone(), contended));
+            spawn.task(aside.clone().part_by_part(contended));
         }
     }
 }
 
-/// Somebody's open transaction holds one of these keys. Each waits for itself, and all beside what comes next.
-async fn start_one_by_one(store: Arc<dyn Store>, waiting: Vec<Waiting<Start, Started>>) {
-    let start = async |Waiting { entry, answer, .. }: Waiting<Start, Started>| {
+/// Starts what can be started, and gives back the rest when somebody holds a key of it.
+async fn start_together(store: &dyn Store, waiting: Vec<Waiting<Start, Started>>) -> Vec<Waiting<Start, Started>> {
+    let (entries, answers): (Vec<_>, Vec<_>) = waiting.into_iter().map(|w| (w.entry, w.answer)).unzip();
+    let written = write_until_answered(&entries, &answers, &Starts(store)).await;
+    let mut contended = vec![];
+    for ((entry, answer), written) in entries.into_iter().zip(answers).zip(written) {
+        match written {
+            Err(StoreError::Contention(_)) => contended.push(Waiting { entry, answer, busy: None }),
+            written => drop(answer.send(written)),
+        }
+    }
+    contended
+}
+
+/// Where starts wait whose keys somebody's open transaction holds, so that they keep no others waiting.
+#[derive(Clone)]
+struct Aside {
+    store: Arc<dyn Store>,
+    /// Names and keys, and when each was last found to be held.
+    held: Arc<Mutex<HashMap<(String, String), Instant>>>,
+    /// How many statements may wait for somebody at once, and how many look who it is.
+    lanes: Arc<Semaphore>,
+    search: Arc<Semaphore>,
+}
+
+impl Aside {
+    fn new(store: Arc<dyn Store>) -> Self {
+        let lanes = || Arc::new(Semaphore::new(LANES));
+        Self { store, held: Arc::default(), lanes: lanes(), search: lanes() }
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<(String, String), Instant>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether its key was held a moment ago.
+    fn is_held(&self, start: &Start) -> bool {
+        let mut held = self.held();
+        held.retain(|_, seen| seen.elapsed() < HELD);
+        !held.is_empty() && held.contains_key(&(start.name.clone(), start.key.clone()))
+    }
+
+    /// Somebody holds one of these keys, and it is not known which. Each part waits for itself.
+    async fn part_by_part(self, mut waiting: Vec<Waiting<Start, Started>>) {
+        let mut parts = vec![];
+        while !waiting.is_empty() {
+            parts.push(waiting.split_off(waiting.len().saturating_sub(PART)));
+        }
+        let aside = &self;
+        let part = async |part| {
+            // The semaphores are never closed.
+            let lane = aside.search.acquire().await;
+            let contended = start_together(&*aside.store, part).await;
+            drop(lane);
+            aside.clone().one_by_one(contended).await;
+        };
+        futures::stream::iter(parts).for_each_concurrent(LANES, part).await;
+    }
+
+    async fn one_by_one(self, waiting: Vec<Waiting<Start, Started>>) {
+        let aside = &self;
+        futures::stream::iter(waiting).for_each_concurrent(PART, |waiting| aside.start(waiting)).await;
+    }
+
+    async fn start(&self, Waiting { entry, answer, .. }: Waiting<Start, Started>) {
         for attempt in 1.. {
-            match store.start(std::slice::from_ref(&entry)).await {
-                Err(StoreError::Contention(_)) if attempt < CONTENDED && !answer.is_closed() => sleep(AGAIN).await,
+            let lane = self.lanes.acquire().await;
+            let written = self.store.start(std::slice::from_ref(&entry)).await;
+            drop(lane);
+            match written {
+                Err(StoreError::Contention(error)) => {
+                    self.held().insert((entry.name.clone(), entry.key.clone()), Instant::now());
+                    if attempt >= CONTENDED || answer.is_closed() {
+                        let _ = answer.send(Err(StoreError::Contention(error)));
+                        return;
+                    }
+                    sleep(AGAIN).await;
+                }
                 Err(StoreError::Unavailable(_)) if !answer.is_closed() => sleep(AGAIN).await,
                 written => {
                     let one = written.map(|answers| answers.into_iter().next());
@@ -159,8 +254,7 @@ async fn start_one_by_one(store: Arc<dyn Store>, waiting: Vec<Waiting<Start, Sta
                 }
             }
         }
-    };
-    futures::stream::iter(waiting).for_each_concurrent(4, start).await;
+    }
 }
 
 async fn commit_appends(
@@ -259,6 +353,13 @@ async fn write_until_answered<W: Write>(
                 Err(error) => {
                     if rarely.now() {
                         tracing::warn!(%error, sagas = part.len(), "cannot write: trying again until the store answers");
+                    }
+                    // It may have been too much for the time there is.
+                    let much = entries[part.clone()].iter().map(W::weight).sum::<usize>() >= MUCH;
+                    if much && part.len() > 1 && matches!(error, StoreError::Unavailable(_)) {
+                        let middle = part.start + part.len() / 2;
+                        parts.extend([part.start..middle, middle..part.end]);
+                        break;
                     }
                     if waiting[part.clone()].iter().all(oneshot::Sender::is_closed) {
                         break;

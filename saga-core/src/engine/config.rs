@@ -7,6 +7,9 @@ use tokio::sync::Semaphore;
 pub struct Config {
     /// How many sagas this process keeps in memory and works on at once; the others wait in the store. Defaults to 2048.
     pub sagas: usize,
+    /// How many bytes the sagas in memory may have: their inputs, outputs and journals. When there are more, this process
+    /// takes none in until some have ended. Defaults to 256 MiB.
+    pub memory: usize,
     /// How many attempts (of steps and compensations) run at once. Defaults to 1024.
     pub attempts: usize,
     /// How long this process may be silent before others take over its sagas. A shorter lease recovers sooner, a longer one
@@ -32,6 +35,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             sagas: 2048,
+            memory: 256 << 20,
             attempts: 1024,
             lease: Duration::from_secs(15),
             poll: Duration::from_millis(500),
@@ -48,6 +52,7 @@ impl Config {
     /// Zero of anything would mean to do nothing, for ever or all the time.
     pub(crate) fn make_sensible(&mut self) {
         self.sagas = self.sagas.clamp(1, Semaphore::MAX_PERMITS);
+        self.memory = self.memory.max(1);
         self.attempts = self.attempts.clamp(1, Semaphore::MAX_PERMITS);
         self.committers = self.committers.clamp(1, 64);
         self.batch = self.batch.clamp(1, 10_000);

@@ -30,7 +30,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, oneshot, watch},
+    sync::{OwnedSemaphorePermit, watch},
     time::{Instant, sleep_until},
 };
 
@@ -81,7 +81,7 @@ pub(crate) struct Drive {
     /// What the log says when the append under way is written, and whether it knows already that the saga turned back.
     news: Vec<News>,
     turned_back: bool,
-    _place: Place,
+    place: Place,
     /// Held by a saga that a worker died with, until it has made progress or has run for as long as a lease without
     /// harm: a share of it, or, by a suspect, all of it.
     quarantine: Option<(OwnedSemaphorePermit, Instant)>,
@@ -128,8 +128,9 @@ impl Drive {
         state: State,
         mailbox: Mailbox,
         ended: watch::Sender<Option<Ended>>,
-        place: Place,
+        mut place: Place,
     ) -> Self {
+        place.weight.add(record.bytes());
         let mut drive = Self {
             seq: record.seq(),
             since_snapshot: SinceSnapshot::of(&record),
@@ -155,7 +156,7 @@ impl Drive {
             ended,
             news: vec![],
             turned_back: false,
-            _place: place,
+            place,
             quarantine: None,
         };
         drive.turned_back = is_backward(&drive.state);
@@ -210,7 +211,7 @@ impl Drive {
         let mut lost = pin!(lease.lost());
         let mut draining = pin!(shared.draining.cancelled().fuse());
         let mut grace_over = pin!(shared.grace_over.cancelled().fuse());
-        let mut writing: Option<(Append, oneshot::Receiver<Write>)> = None;
+        let mut writing: Option<(Append, BoxFuture<'static, Option<Write>>)> = None;
         loop {
             if writing.is_none() {
                 self.make_commands();
@@ -220,10 +221,10 @@ impl Drive {
                 self.note_what_is_awaited();
             }
             if writing.is_none()
-                && let Some(append) = self.next_append()
+                && let Some((append, events)) = self.next_append()
             {
-                let answer = shared.committer.append(&lease, append.clone());
-                writing = Some((append, answer));
+                let sketch = Append { snapshot: SnapshotChange::None, ..append.clone() };
+                writing = Some((sketch, self.write(append, events)));
             }
             // While an append is under way nothing can start: its answer is what to wait for.
             let timer = if writing.is_none() { self.timer() } else { None };
@@ -598,30 +599,45 @@ impl Drive {
         Some(since + Duration::from_millis(due))
     }
 
-    fn next_append(&mut self) -> Option<Append> {
+    /// What is to be written next, without its entry, and the events that the entry is made of.
+    fn next_append(&mut self) -> Option<(Append, Vec<Event>)> {
         let then = self.then();
         if self.pending.is_empty() && self.read.is_empty() && then == Then::Keep {
             return None;
         }
         let events = std::mem::take(&mut self.pending);
-        // Events hold text and numbers only, which JSON can always express.
-        let entry = if events.is_empty() { None } else { journal::encode(&events).ok() };
-        let snapshot = match &entry {
-            Some(entry) => self.since_snapshot.written(entry, &self.state),
-            None => SnapshotChange::None,
+        let snapshot = match events.as_slice() {
+            [] => SnapshotChange::None,
+            some => self.since_snapshot.written(bytes_of(some), &self.state),
         };
         let status = self.state.status();
         self.news = News::of(&self.state, self.process.graph(), self.status, self.turned_back);
-        Some(Append {
+        let append = Append {
             saga: self.saga,
             epoch: self.epoch,
-            seq: self.seq + 1,
-            entry,
+            seq: self.seq + i32::from(!events.is_empty()),
+            entry: None,
             read: std::mem::take(&mut self.read),
             status: (status != self.status).then_some(status),
             then,
             age: Duration::from_millis(self.now()),
             snapshot,
+        };
+        Some((append, events))
+    }
+
+    /// Writes, and waits for the answer; `None` when the engine stops. The entry is made when its turn has come: what
+    /// waits for that is not in memory twice.
+    fn write(&mut self, append: Append, events: Vec<Event>) -> BoxFuture<'static, Option<Write>> {
+        let bytes = bytes_of(&events);
+        self.place.weight.add(bytes);
+        let (shared, lease) = (self.shared.clone(), self.lease.clone());
+        Box::pin(async move {
+            let _turn = shared.committer.gate().pass(bytes).await;
+            // Events hold text and numbers only, which JSON can always express.
+            let entry = if events.is_empty() { None } else { journal::encode(&events).ok() };
+            drop(events);
+            shared.committer.append(&lease, Append { entry, ..append }).await.ok()
         })
     }
 
@@ -653,7 +669,7 @@ impl Drive {
 
     /// Takes note of a successful append; whether the saga stays in memory.
     fn written(&mut self, append: &Append) -> bool {
-        self.seq += i32::from(append.entry.is_some());
+        self.seq = append.seq;
         if self.state.lapses_without_progress() == 0 {
             self.quarantine = None;
         }
@@ -689,8 +705,7 @@ impl Drive {
         let parking_was_refused = self.state.status() == Status::Parked && append.status == Some(Status::Parked);
         if parking_was_refused {
             let then = Then::Release { due_in: None };
-            let snapshot = SnapshotChange::None;
-            let mark = Append { entry: None, read: vec![], then, snapshot, ..append.clone() };
+            let mark = Append { read: vec![], then, ..append.clone() };
             if let Ok(Ok(Appended::Written)) = self.shared.committer.append(&self.lease, mark).await {
                 self.news.drain(..).for_each(|news| news.tell(self.saga, &self.name));
             }
@@ -731,9 +746,9 @@ fn too_large(output: &Encoded, longest: usize) -> Outcome {
     Outcome::Broken(format!("its output has {} bytes, more than the {longest} allowed", output.as_str().len()))
 }
 
-async fn answer_of(writing: &mut Option<(Append, oneshot::Receiver<Write>)>) -> Option<Write> {
+async fn answer_of(writing: &mut Option<(Append, BoxFuture<'static, Option<Write>>)>) -> Option<Write> {
     match writing {
-        Some((_, answer)) => answer.await.ok(),
+        Some((_, answer)) => answer.await,
         None => None,
     }
 }
@@ -742,6 +757,11 @@ async fn wait_until(timer: Option<Instant>) {
     if let Some(timer) = timer {
         sleep_until(timer).await;
     }
+}
+
+/// How many bytes they bring into the journal, about.
+fn bytes_of(events: &[Event]) -> usize {
+    events.iter().map(Event::bytes).sum()
 }
 
 /// What an error says goes into the journal for good: the first few thousand letters will do.

@@ -17,6 +17,7 @@ mod rarely;
 mod sagas;
 mod snapshot;
 mod unread;
+mod weight;
 mod worker;
 
 pub use config::Config;
@@ -41,7 +42,7 @@ use metrics::Metrics;
 use outcome::Ended;
 use outcomes::Outcomes;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
@@ -51,6 +52,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use unread::Unread;
+use weight::{Scales, Weight};
 
 /// For what was told to stop at once.
 const A_MOMENT: Duration = Duration::from_secs(1);
@@ -229,6 +231,7 @@ impl EngineBuilder {
             leases: Leases::new(),
             in_memory: Mutex::default(),
             slots: Arc::new(Semaphore::new(self.config.sagas)),
+            scales: Arc::new(Scales::new(self.config.memory)),
             attempts: Semaphore::new(self.config.attempts),
             unread: Unread::default(),
             quarantine: Arc::new(Semaphore::new(drive::QUARANTINE as usize)),
@@ -279,9 +282,10 @@ pub(crate) struct Shared {
     /// Those that are kept by a heartbeat.
     leases: Leases,
     /// The mailboxes of the sagas that are in memory, or about to be.
-    in_memory: Mutex<HashMap<SagaId, mpsc::UnboundedSender<Mail>>>,
+    in_memory: Mutex<HashMap<SagaId, Delivery>>,
     /// Room for sagas in memory.
     slots: Arc<Semaphore>,
+    scales: Arc<Scales>,
     /// Room for attempts.
     attempts: Semaphore,
     /// Room for one saga that may be what kills its workers.
@@ -316,7 +320,7 @@ impl Shared {
         self.leases.keep(lease);
     }
 
-    fn in_memory(&self) -> MutexGuard<'_, HashMap<SagaId, mpsc::UnboundedSender<Mail>>> {
+    fn in_memory(&self) -> MutexGuard<'_, HashMap<SagaId, Delivery>> {
         self.in_memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -330,7 +334,10 @@ impl Shared {
 
     /// Whether the saga is in memory. Otherwise it is claimed because of its mail.
     fn deliver(&self, mail: Mail) -> bool {
-        self.in_memory().get(&mail.saga).is_some_and(|mailbox| mailbox.send(mail).is_ok())
+        let mut in_memory = self.in_memory();
+        let Some(delivery) = in_memory.get_mut(&mail.saga) else { return false };
+        // A poll brings again what the saga has not come to read yet.
+        !delivery.under_way.insert(mail.message.clone()) || delivery.to.send(mail).is_ok()
     }
 
     /// A saga as it stands, for as long as its lease holds: what is not known about it must not be guessed.
@@ -381,7 +388,7 @@ impl Shared {
     ) -> Result<(store::Started, Option<watch::Receiver<Option<Ended>>>), StoreError> {
         let definition = DefinitionId { name: start.name.clone(), version: start.version };
         let lease = self.lease();
-        let ready = !self.draining.is_cancelled() && lease.holds();
+        let ready = !self.draining.is_cancelled() && lease.holds() && self.scales.left() > 0;
         let room =
             self.processes.get(&definition).filter(|_| ready).cloned().zip(self.slots.clone().try_acquire_owned().ok());
         let Some((process, slot)) = room else {
@@ -426,29 +433,43 @@ pub(crate) struct Place {
     shared: Arc<Shared>,
     saga: SagaId,
     mailbox: mpsc::UnboundedSender<Mail>,
+    weight: Weight,
     _slot: OwnedSemaphorePermit,
 }
 
 impl Place {
     fn take(shared: &Arc<Shared>, saga: SagaId, slot: OwnedSemaphorePermit) -> (Self, Mailbox) {
         let (sender, delivered) = mpsc::unbounded_channel();
-        shared.in_memory().insert(saga, sender.clone());
+        let (mailbox, weight) = (sender.clone(), Weight::none(shared.scales.clone()));
+        shared.in_memory().insert(saga, Delivery { to: sender, under_way: HashSet::new() });
         (
-            Self { shared: shared.clone(), saga, mailbox: sender, _slot: slot },
-            Mailbox { shared: shared.clone(), delivered },
+            Self { shared: shared.clone(), saga, mailbox, weight, _slot: slot },
+            Mailbox { shared: shared.clone(), saga, delivered },
         )
     }
+}
+
+/// How mail comes to a saga in memory.
+struct Delivery {
+    to: mpsc::UnboundedSender<Mail>,
+    /// The messages that were sent and not received yet.
+    under_way: HashSet<String>,
 }
 
 /// What is delivered to a saga in memory. What it does not read is in the store still, for whoever claims it.
 pub(crate) struct Mailbox {
     shared: Arc<Shared>,
+    saga: SagaId,
     delivered: mpsc::UnboundedReceiver<Mail>,
 }
 
 impl Mailbox {
     async fn recv(&mut self) -> Option<Mail> {
-        self.delivered.recv().await
+        let mail = self.delivered.recv().await?;
+        if let Some(delivery) = self.shared.in_memory().get_mut(&self.saga) {
+            delivery.under_way.remove(&mail.message);
+        }
+        Some(mail)
     }
 }
 
@@ -469,7 +490,7 @@ impl Drop for Place {
     fn drop(&mut self) {
         // After a loss of the lease the saga may have been claimed anew before its old place was cleared: that one stays.
         let mut in_memory = self.shared.in_memory();
-        if in_memory.get(&self.saga).is_some_and(|mailbox| mailbox.same_channel(&self.mailbox)) {
+        if in_memory.get(&self.saga).is_some_and(|delivery| delivery.to.same_channel(&self.mailbox)) {
             in_memory.remove(&self.saga);
         }
     }

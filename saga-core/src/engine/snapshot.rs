@@ -25,10 +25,10 @@ impl SinceSnapshot {
         Self { entries: record.journal.len(), bytes: record.journal.iter().map(Vec::len).sum(), snapshot }
     }
 
-    /// One more entry is written, which leads to this state.
-    pub(super) fn written(&mut self, entry: &[u8], state: &State) -> SnapshotChange {
+    /// One more entry is written, of so many bytes, which leads to this state.
+    pub(super) fn written(&mut self, bytes: usize, state: &State) -> SnapshotChange {
         self.entries += 1;
-        self.bytes += entry.len();
+        self.bytes += bytes;
         if state.status().is_final() {
             return if self.snapshot.is_some() { SnapshotChange::Remove } else { SnapshotChange::None };
         }

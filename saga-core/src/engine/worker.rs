@@ -14,7 +14,7 @@ use super::{
 use crate::{
     WorkerId,
     machine::State,
-    store::{DefinitionId, Hint, Record, Ripe, StoreError},
+    store::{DefinitionId, Hint, Record, Ripe, Room, Snapshot, StoreError},
 };
 use futures::future::join_all;
 use std::{
@@ -28,6 +28,8 @@ use tokio::{
 
 /// How many sagas are claimed, or swept, at a time.
 const AT_A_TIME: usize = 500;
+/// What was claimed and weighs so much may have left others behind for their weight.
+const A_LOAD: usize = 256 << 10;
 /// How many messages are fetched at a time.
 const MAIL_AT_A_TIME: usize = 1000;
 
@@ -132,9 +134,11 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
             if room.is_empty() {
                 break;
             }
-            match shared.store.claim(lease.worker(), &shared.definitions, *ripe, room.len()).await {
+            let asked = Room { sagas: room.len(), bytes: shared.scales.left() };
+            match shared.store.claim(lease.worker(), &shared.definitions, *ripe, asked).await {
                 Ok(claimed) => {
-                    more = claimed.len() == room.len();
+                    let bytes = claimed.iter().map(Record::bytes).sum::<usize>();
+                    more = claimed.len() == room.len() || bytes >= A_LOAD;
                     let slots = room.drain(..claimed.len().min(room.len()));
                     let (mut lost, mut left) = (vec![], false);
                     for (record, slot) in claimed.into_iter().zip(slots) {
@@ -176,6 +180,7 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
 
 /// Waits for room for one saga, and takes what more there is.
 async fn room(shared: &Shared) -> Vec<OwnedSemaphorePermit> {
+    shared.scales.room().await;
     let mut room = vec![];
     // The semaphore is never closed.
     room.extend(shared.slots.clone().acquire_owned().await.ok());
@@ -208,10 +213,10 @@ async fn run(shared: &Arc<Shared>, lease: &Lease, mut record: Record, slot: Owne
     let graph = process.graph();
     let beginning = match journal::beginning(graph, &record) {
         Some(state) => state,
-        // The journal is there as well.
+        // The journal is there as well. The snapshot is one of the beginning, until it is written anew or removed.
         None => {
             let Some(whole) = shared.reread(lease, record.saga).await else { return Claimed::Left };
-            (record.snapshot, record.journal) = (None, whole.journal);
+            (record.snapshot, record.journal) = (Some(Snapshot { seq: 0, state: vec![] }), whole.journal);
             State::new(graph)
         }
     };

@@ -133,6 +133,26 @@ pub enum Event {
 }
 
 impl Event {
+    /// How many bytes it has in a journal, about.
+    pub(crate) fn bytes(&self) -> usize {
+        const AROUND_IT: usize = 64;
+        AROUND_IT
+            + match self {
+                Self::Succeeded { output: payload, .. } | Self::Commanded { body: payload, .. } => payload.as_str().len(),
+                Self::Retrying { error: text, .. }
+                | Self::Failed { error: text, .. }
+                | Self::Stuck { error: text, .. }
+                | Self::CompensationRetrying { error: text, .. }
+                | Self::CompensationStuck { error: text, .. }
+                | Self::Parked { reason: text }
+                | Self::CancelRequested { reason: text }
+                | Self::Resumed { by: text }
+                | Self::Skipped { reason: text, .. }
+                | Self::Refused { reason: text } => text.len(),
+                Self::Awaiting { .. } | Self::Compensated { .. } | Self::Lapsed { .. } => 0,
+            }
+    }
+
     /// The event as a sentence, with the step's name.
     pub fn told(&self, graph: &Graph) -> String {
         let name = |step: &StepIndex| &graph.node(*step).name;

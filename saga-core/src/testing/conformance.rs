@@ -235,6 +235,7 @@ cases! {
         of_two_claims_at_the_same_time_each_gets_sagas_of_its_own
         the_record_of_a_claim_is_complete
         a_claim_reads_what_comes_after_the_snapshot_or_everything
+        a_claim_takes_no_more_than_there_is_room_for_but_one_at_least
         a_snapshot_of_an_append_that_is_refused_is_not_kept
         the_epoch_grows_with_every_claim
         what_is_owned_is_not_claimed_even_by_its_owner
@@ -261,6 +262,7 @@ cases! {
     }
     mailbox {
         mail_is_fetched_by_the_owner_alone_and_in_order
+        a_saga_with_much_mail_keeps_no_other_from_its_own
         a_repeated_message_is_accepted_and_delivered_once
         a_message_that_is_posted_twice_at_the_same_time_is_delivered_once
         a_message_is_read_by_the_append_that_folds_it

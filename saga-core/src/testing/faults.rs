@@ -6,7 +6,7 @@ use crate::{
     machine::{Outcome, Status},
     message::Op,
     store::{
-        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Start, Started, Store, StoreError,
+        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Room, Start, Started, Store, StoreError,
     },
 };
 use async_trait::async_trait;
@@ -331,9 +331,9 @@ impl Store for FaultyStore {
         worker: WorkerId,
         definitions: &[DefinitionId],
         ripe: Ripe,
-        limit: usize,
+        room: Room,
     ) -> Result<Vec<Record>, StoreError> {
-        self.inner.claim(worker, definitions, ripe, limit).await
+        self.inner.claim(worker, definitions, ripe, room).await
     }
     async fn owned(&self, worker: WorkerId) -> Result<Vec<(SagaId, i64)>, StoreError> {
         self.inner.owned(worker).await

@@ -1,9 +1,10 @@
--- Claims unowned sagas that are due, those first that have been due longest. Served by saga_due, whose order it follows.
+-- Claims unowned sagas that are due, those first that have been due longest: so many, and few enough bytes of what there is to read of them, but one
+-- at least. Served by saga_due, whose order it follows, saga_pkey, saga_snapshot_pkey and saga_journal_pkey.
 WITH due AS MATERIALIZED (
-    SELECT s.id, s.due_at, s.due_from
+    SELECT s.id, s.due_at, s.due_from, s.bytes
     FROM unnest($2::text[], $3::integer[]) AS d (name, version)
     CROSS JOIN LATERAL (
-        SELECT id, due_at, due_from
+        SELECT id, due_at, due_from, octet_length(input) AS bytes
         FROM {schema}.saga
         WHERE name = d.name AND version = d.version AND due_at <= now()
         ORDER BY due_at
@@ -12,11 +13,20 @@ WITH due AS MATERIALIZED (
     ) s
     ORDER BY s.due_at
     LIMIT $4
+), weighed AS (
+    SELECT due.*, sum(due.bytes + w.bytes) OVER (ORDER BY due.due_at, due.id) - due.bytes - w.bytes AS bytes_before
+    FROM due
+    LEFT JOIN {schema}.saga_snapshot n ON n.saga_id = due.id
+    CROSS JOIN LATERAL (
+        SELECT coalesce(octet_length(n.state), 0) + coalesce(sum(octet_length(j.entry)), 0) AS bytes
+        FROM {schema}.saga_journal j
+        WHERE j.saga_id = due.id AND j.seq > coalesce(n.seq, 0)
+    ) w
 )
 UPDATE {schema}.saga s
 SET owner = $1, epoch = s.epoch + 1, due_at = NULL
-FROM due
-WHERE s.id = due.id
+FROM weighed due
+WHERE s.id = due.id AND due.bytes_before < $5::bigint
 RETURNING s.id, s.name, s.version, s.key, s.status, s.input, s.epoch, s.lapses, s.lost_with,
           s.traceparent, s.tracestate, s.baggage, s.started_at, now() AS looked_at,
           (SELECT n.seq FROM {schema}.saga_snapshot n WHERE n.saga_id = s.id) AS snapshot_seq,

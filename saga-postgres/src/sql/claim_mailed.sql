@@ -1,8 +1,8 @@
 -- Claims unowned sagas that have unread mail: also mail whose transaction committed just after the saga was released. Reads the letters to these
--- definitions alone, the oldest first, and no more of them than it takes; and those of which an earlier release did not say whose they are. Served
--- by saga_mailbox_for, saga_mailbox_unread and saga_pkey.
+-- definitions alone, the oldest first, and no more of them than it takes, by number and by weight; and those of which an earlier release did not say whose they are. Served
+-- by saga_mailbox_for, saga_mailbox_unread, saga_pkey, saga_snapshot_pkey and saga_journal_pkey.
 WITH mailed AS MATERIALIZED (
-    SELECT s.id
+    SELECT s.id, octet_length(s.input) AS bytes
     FROM (
         SELECT m.saga_id, m.position
         FROM unnest($2::text[], $3::integer[]) AS d (name, version)
@@ -24,11 +24,20 @@ WITH mailed AS MATERIALIZED (
       )
     LIMIT $4
     FOR NO KEY UPDATE OF s SKIP LOCKED
+), weighed AS (
+    SELECT mailed.id, sum(mailed.bytes + w.bytes) OVER (ORDER BY mailed.id) - mailed.bytes - w.bytes AS bytes_before
+    FROM mailed
+    LEFT JOIN {schema}.saga_snapshot n ON n.saga_id = mailed.id
+    CROSS JOIN LATERAL (
+        SELECT coalesce(octet_length(n.state), 0) + coalesce(sum(octet_length(j.entry)), 0) AS bytes
+        FROM {schema}.saga_journal j
+        WHERE j.saga_id = mailed.id AND j.seq > coalesce(n.seq, 0)
+    ) w
 )
 UPDATE {schema}.saga s
 SET owner = $1, epoch = s.epoch + 1, due_at = NULL
-FROM mailed
-WHERE s.id = mailed.id
+FROM weighed
+WHERE s.id = weighed.id AND weighed.bytes_before < $5::bigint
 RETURNING s.id, s.name, s.version, s.key, s.status, s.input, s.epoch, s.lapses, s.lost_with,
           s.traceparent, s.tracestate, s.baggage, s.started_at, now() AS looked_at,
           (SELECT n.seq FROM {schema}.saga_snapshot n WHERE n.saga_id = s.id) AS snapshot_seq,

@@ -2,6 +2,7 @@
 
 mod heart;
 mod options;
+mod portion;
 mod rehearsal;
 mod rows;
 mod watch;
@@ -19,12 +20,13 @@ use crate::{
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use heart::PgHeart;
+use portion::Portion;
 use rows::{age, claimed, code, column, count, mail, millis, record, status, unzipped, version, worker};
 use saga_core::{
     Encoded, SagaId, WorkerId,
     machine::{FORMAT, Status},
     store::{
-        Append, Appended, Census, DefinitionId, Heart, Hint, Mail, Posted, Record, Ripe, SnapshotChange, Start, Started,
+        Append, Appended, Census, DefinitionId, Heart, Hint, Mail, Posted, Record, Ripe, Room, SnapshotChange, Start, Started,
         Store, StoreError, Then,
     },
 };
@@ -76,6 +78,7 @@ struct Inner {
     hints: Arc<Hints>,
     tasks: [AbortHandle; 2],
     watch: Mutex<Watch>,
+    portion: Portion,
     sent: AtomicU64,
 }
 
@@ -253,15 +256,10 @@ impl PgStore {
             return Ok(vec![]);
         }
         let ids: Vec<Uuid> = records.iter().map(|(_, record)| record.saga.as_uuid()).collect();
-        let mut journals: HashMap<Uuid, Journal> = HashMap::new();
-        let seqs: Vec<i32> = records.iter().map(|(_, record)| record.seq()).collect();
-        for row in self.rows(self.query(&self.queries().journals).bind(&ids).bind(seqs)).await? {
-            let (journal, latest) = journals.entry(column(&row, "saga_id")?).or_default();
-            journal.push(column(&row, "entry")?);
-            *latest = (*latest).max(Some(column(&row, "at")?));
-        }
+        let mut journals = self.journals(records.iter().map(|(_, record)| record)).await?;
         let mut unread: HashMap<Uuid, Vec<Mail>> = HashMap::new();
-        for row in self.rows(self.query(&self.queries().unread).bind(&ids)).await? {
+        let sql = self.query(&self.queries().unread).bind(&ids).bind(self.inner.portion.bytes());
+        for row in self.inner.portion.tried(self.rows(sql).await)? {
             unread.entry(column(&row, "saga_id")?).or_default().push(mail(&row)?);
         }
         for (row, record) in &mut records {
@@ -270,6 +268,35 @@ impl PgStore {
             record.mail = unread.remove(&record.saga.as_uuid()).unwrap_or_default();
         }
         Ok(records.into_iter().map(|(_, record)| record).collect())
+    }
+
+    /// What these sagas' journals have behind their snapshots, read by portions.
+    async fn journals(&self, records: impl Iterator<Item = &Record>) -> Result<HashMap<Uuid, Journal>, StoreError> {
+        let (mut ids, mut seqs): (Vec<Uuid>, Vec<i32>) =
+            records.map(|record| (record.saga.as_uuid(), record.seq())).unzip();
+        let mut journals: HashMap<Uuid, Journal> = HashMap::new();
+        loop {
+            let portion = self.inner.portion.bytes();
+            let sql = self.query(&self.queries().journals).bind(&ids).bind(&seqs).bind(portion);
+            let (mut bytes, mut last) = (0, None);
+            for row in self.inner.portion.tried(self.rows(sql).await)? {
+                let (saga, entry): (Uuid, Vec<u8>) = (column(&row, "saga_id")?, column(&row, "entry")?);
+                bytes += count(entry.len());
+                last = Some((saga, column::<i32>(&row, "seq")?));
+                let (journal, latest) = journals.entry(saga).or_default();
+                journal.push(entry);
+                *latest = (*latest).max(Some(column(&row, "at")?));
+            }
+            // They come in the order of the ids: what is before the last one is read.
+            match last.and_then(|(saga, seq)| Some((ids.iter().position(|id| *id == saga)?, seq))) {
+                Some((place, seq)) if bytes >= portion => {
+                    ids.drain(..place);
+                    seqs.drain(..place);
+                    seqs[0] = seq;
+                }
+                _ => return Ok(journals),
+            }
+        }
     }
 
     /// [`Store::start`], on a connection of the caller's choice.
@@ -508,7 +535,7 @@ impl Store for PgStore {
         worker: WorkerId,
         definitions: &[DefinitionId],
         ripe: Ripe,
-        limit: usize,
+        room: Room,
     ) -> Result<Vec<Record>, StoreError> {
         let (names, versions) = unzipped(definitions)?;
         let sql = match ripe {
@@ -516,7 +543,8 @@ impl Store for PgStore {
             Ripe::Due => &self.queries().claim_due,
         };
         let sql = self.query(sql).bind(worker.as_uuid()).bind(&names).bind(&versions);
-        let claimed = self.rows(sql.bind(count(limit))).await?;
+        let sql = sql.bind(count(room.sagas)).bind(self.inner.portion.bytes().min(count(room.bytes)));
+        let claimed = self.inner.portion.tried(self.rows(sql).await)?;
         self.records(claimed).await
     }
 
@@ -543,7 +571,8 @@ impl Store for PgStore {
 
     async fn mail(&self, worker: WorkerId, limit: usize) -> Result<Vec<Mail>, StoreError> {
         let sql = self.query(&self.queries().mail).bind(worker.as_uuid()).bind(count(limit));
-        self.rows(sql).await?.iter().map(mail).collect()
+        let rows = self.rows(sql.bind(self.inner.portion.bytes())).await;
+        self.inner.portion.tried(rows)?.iter().map(mail).collect()
     }
 
     async fn find(&self, name: &str, key: &str) -> Result<Option<SagaId>, StoreError> {
@@ -563,9 +592,8 @@ impl Store for PgStore {
     async fn read(&self, saga: SagaId) -> Result<Option<Record>, StoreError> {
         let rows = self.rows(self.query(&self.queries().read).bind(saga.as_uuid())).await?;
         let Some(row) = rows.first() else { return Ok(None) };
-        let (messages, bodies) = (column::<Vec<String>>(row, "messages")?, column::<Vec<Vec<u8>>>(row, "bodies")?);
-        let mail = messages.into_iter().zip(bodies).map(|(message, body)| Mail { saga, message, body }).collect();
-        Ok(Some(Record { journal: column(row, "journal")?, mail, ..record(row)? }))
+        record(row)?;
+        Ok(self.records(rows).await?.pop())
     }
 
     async fn census(&self, names: &[String]) -> Result<Vec<Census>, StoreError> {

@@ -5,7 +5,7 @@ use super::trial::{DUE_NOW, Trial, Verdict, WRITTEN, definition, entry, json, ma
 use crate::{
     SagaId,
     machine::Status,
-    store::{Append, Appended, Record, Ripe, Snapshot, SnapshotChange, Start, Then},
+    store::{Append, Appended, Record, Ripe, Room, Snapshot, SnapshotChange, Start, Then},
     trace::TraceContext,
 };
 use std::{collections::HashSet, time::Duration};
@@ -213,6 +213,28 @@ pub(super) async fn a_claim_reads_what_comes_after_the_snapshot_or_everything(tr
     let record = trial.claim_one(first, saga).await?;
     same("a snapshot that was removed", record.snapshot, None::<Snapshot>)?;
     same("all entries", record.journal.len(), 6)
+}
+
+pub(super) async fn a_claim_takes_no_more_than_there_is_room_for_but_one_at_least(trial: Trial) -> Verdict {
+    const SAGAS: usize = 6;
+    let (first, second) = (trial.clerk().await?, trial.clerk().await?);
+    let entries = "x".repeat(50_000);
+    for n in 0..SAGAS {
+        let saga = trial.begin_owned(first, &format!("k{n}")).await?;
+        for seq in 1..=2 {
+            trial.write(first, &entry(saga, 1, seq, &entries)).await?;
+        }
+        trial.release(first, saga, 1, DUE_NOW).await?;
+        trial.deliver(&mail(saga, "m")).await?;
+    }
+    let mut left = SAGAS;
+    for (ripe, bytes, fit) in [(Ripe::Due, 250_000, 2..=3), (Ripe::Mailed, 150_000, 1..=2), (Ripe::Due, 1, 1..=1)] {
+        let claimed = trial.claim_so_much(second, ripe, Room { sagas: SAGAS, bytes }).await?;
+        promise!(fit.contains(&claimed.len()), "in {bytes} bytes {} of {left} sagas of 100 kB", claimed.len());
+        promise!(claimed.iter().all(|record| record.journal.len() == 2), "a record was cut");
+        left -= claimed.len();
+    }
+    Ok(())
 }
 
 pub(super) async fn a_snapshot_of_an_append_that_is_refused_is_not_kept(trial: Trial) -> Verdict {

@@ -40,6 +40,21 @@ pub(super) async fn mail_is_fetched_by_the_owner_alone_and_in_order(trial: Trial
     same("the former owner's mail", &trial.mail(owner, 100).await?[..], [mail(second, "m5"), mail(second, "m0")])
 }
 
+pub(super) async fn a_saga_with_much_mail_keeps_no_other_from_its_own(trial: Trial) -> Verdict {
+    let worker = trial.clerk().await?;
+    let (busy, quiet) = (trial.begin_owned(worker, "busy").await?, trial.begin_owned(worker, "quiet").await?);
+    for n in 0..20 {
+        trial.deliver(&mail(busy, &format!("m{n}"))).await?;
+    }
+    trial.deliver(&mail(quiet, "m")).await?;
+    let fetched = trial.mail(worker, 10).await?;
+    same("the number of messages", fetched.len(), 10)?;
+    promise!(fetched.contains(&mail(quiet, "m")), "nothing for the other saga among {fetched:?}");
+    let first: Vec<_> = (0..9).map(|n| mail(busy, &format!("m{n}"))).collect();
+    let of_the_busy: Vec<_> = fetched.into_iter().filter(|mail| mail.saga == busy).collect();
+    same("the oldest of the other's", &of_the_busy[..], &first[..])
+}
+
 pub(super) async fn a_repeated_message_is_accepted_and_delivered_once(trial: Trial) -> Verdict {
     let worker = trial.clerk().await?;
     let (saga, other) = (trial.begin_owned(worker, "k").await?, trial.begin_owned(worker, "other").await?);

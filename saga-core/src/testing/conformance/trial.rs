@@ -5,7 +5,7 @@ use crate::{
     Encoded, SagaId, WorkerId,
     machine::Status,
     store::{
-        Append, Appended, DefinitionId, Mail, Posted, Record, Ripe, SnapshotChange, Start, Started, Store, StoreError,
+        Append, Appended, DefinitionId, Mail, Posted, Record, Ripe, Room, SnapshotChange, Start, Started, Store, StoreError,
         Then,
     },
     trace::TraceContext,
@@ -148,7 +148,7 @@ impl Trial {
     /// One claim.
     pub(super) async fn claim_ripe(&self, worker: WorkerId, ripe: Ripe, limit: usize) -> Result<Vec<Record>, Broken> {
         let definitions = [order()];
-        done("claim", || self.0.claim(worker, &definitions, ripe, limit)).await
+        done("claim", || self.0.claim(worker, &definitions, ripe, Room::of(limit))).await
     }
 
     /// As an engine claims: what has mail, and what is due.
@@ -158,13 +158,19 @@ impl Trial {
         definitions: &[DefinitionId],
         limit: usize,
     ) -> Result<Vec<Record>, Broken> {
-        let mut claimed = done("claim", || self.0.claim(worker, definitions, Ripe::Mailed, limit)).await?;
+        let mut claimed = done("claim", || self.0.claim(worker, definitions, Ripe::Mailed, Room::of(limit))).await?;
         let room = limit.saturating_sub(claimed.len());
-        claimed.extend(done("claim", || self.0.claim(worker, definitions, Ripe::Due, room)).await?);
+        claimed.extend(done("claim", || self.0.claim(worker, definitions, Ripe::Due, Room::of(room))).await?);
         promise!(claimed.len() <= limit, "a claim of at most {limit} sagas answered with {}", claimed.len());
         let distinct: HashSet<SagaId> = claimed.iter().map(|record| record.saga).collect();
         same("the number of different sagas in the answer to a claim", distinct.len(), claimed.len())?;
         Ok(claimed)
+    }
+
+    /// One claim, by weight.
+    pub(super) async fn claim_so_much(&self, worker: WorkerId, ripe: Ripe, room: Room) -> Result<Vec<Record>, Broken> {
+        let definitions = [order()];
+        done("claim", || self.0.claim(worker, &definitions, ripe, room)).await
     }
 
     /// Claims until these sagas were claimed, and no others; their records come in the order given.
