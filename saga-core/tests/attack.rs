@@ -9,8 +9,8 @@ use saga_core::{
     message::{Answer, CommandAttributes, Message},
     participant::Command,
     store::{
-        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Room, SnapshotChange, Start, Started, Store, StoreError,
-        Then,
+        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Room, SnapshotChange, Start, Started,
+        Store, StoreError, Then,
     },
     testing::World,
     transport::{LocalTransport, Outgoing, Receiver, Subscription, Transport, Unavailable, Verdict},
@@ -748,7 +748,8 @@ async fn a_cancel_that_reached_a_version_which_cannot_read_the_journal_leaves_a_
     let trip = client.sagas::<Trip>().submit("k", 1).await.unwrap();
     let (newer, definition) = (WorkerId::generate(), DefinitionId { name: "trip".into(), version: 1 });
     store.join(newer, 3600 * SECOND, std::slice::from_ref(&definition)).await.unwrap();
-    let record = store.claim(newer, std::slice::from_ref(&definition), Ripe::Due, Room::of(1)).await.unwrap().pop().unwrap();
+    let record =
+        store.claim(newer, std::slice::from_ref(&definition), Ripe::Due, Room::of(1)).await.unwrap().pop().unwrap();
     let append = Append {
         saga: trip.id(),
         epoch: record.epoch,

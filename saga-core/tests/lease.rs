@@ -8,7 +8,8 @@ use saga_core::{
     Engine, MemoryStore, Outcome, SagaId, WorkerId,
     machine::Status,
     store::{
-        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Room, Start, Started, Store, StoreError,
+        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Room, Start, Started, Store,
+        StoreError,
     },
 };
 use std::{

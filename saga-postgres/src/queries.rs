@@ -31,7 +31,8 @@ pub(crate) use queries;
 
 queries! {
     Queries:
-    append append_written start start_existing
+    append append_one change_one append_written
+    start start_one start_existing
     claim_due claim_mailed journals unread owned disown
     mail post drop_dead_mail
     join beat leave workers bury orphans sweep set_back

@@ -25,33 +25,39 @@ async fn the_postgres_store_conforms() {
 
 /// What goes wrong without a rule: the statement, the change, and the case that notices.
 const MUTANTS: &[(&str, Edit, &str)] = &[
-    (
-        "append checks the owner only",
-        |name, sql| {
-            replaced(name, sql, "append", "s.owner = $1 AND s.epoch = i.claimed AS mine", "s.owner = $1 AS mine")
-        },
-        "append::what_a_worker_sends_under_its_former_claim_is_lost",
-    ),
-    (
-        "append checks the epoch only",
-        |name, sql| {
-            replaced(name, sql, "append", "s.owner = $1 AND s.epoch = i.claimed AS mine", "s.epoch = i.claimed AS mine")
-        },
-        "append::an_append_by_somebody_else_is_lost",
-    ),
+    ("append checks the owner only", without_the_epoch, "append::what_a_worker_sends_under_its_former_claim_is_lost"),
+    ("append checks the epoch only", without_the_owner, "append::an_append_by_somebody_else_is_lost"),
     (
         "append checks without a lock",
-        |name, sql| {
-            // It takes its time between the check and the write, or it would be noticed on some days only.
-            let slow = replaced(name, sql, "append", "claimed AS mine", "claimed AS mine, pg_sleep(0.005) AS dawdled");
-            replaced(name, slow, "append", "FOR NO KEY UPDATE OF s SKIP LOCKED", "")
-        },
+        without_locks,
         "append::an_append_that_races_with_a_takeover_is_written_before_it_or_lost",
     ),
     (
         "a refused append reads mail",
-        |name, sql| replaced(name, sql, "append", "l.id = r.saga_id AND l.mine", "l.id = r.saga_id"),
+        |name, sql| {
+            replaced(name, sql, "append", "JOIN written w ON w.id = r.saga_id", "JOIN input w ON w.id = r.saga_id")
+        },
         "mailbox::a_lost_append_reads_nothing",
+    ),
+    (
+        "a refused append keeps its snapshot",
+        |name, sql| replaced(name, sql, "append", "FROM written WHERE snapshot", "FROM input WHERE snapshot"),
+        "claim::a_snapshot_of_an_append_that_is_refused_is_not_kept",
+    ),
+    (
+        "what a worker wrote under any claim counts",
+        |name, sql| replaced(name, sql, "append_written", "j.epoch", "s.epoch"),
+        "append::a_place_that_was_filled_under_an_earlier_claim_is_lost",
+    ),
+    (
+        "a claim is not weighed",
+        |name, sql| replaced(name, sql, "claim_due", "due.bytes_before < $5::bigint", "$5::bigint IS NOT NULL"),
+        "claim::a_claim_takes_no_more_than_there_is_room_for_but_one_at_least",
+    ),
+    (
+        "the oldest mail comes first, whosever it is",
+        |name, sql| replaced(name, sql, "mail", "    ORDER BY u.turn, u.position\n", "    ORDER BY u.position\n"),
+        "mailbox::a_saga_with_much_mail_keeps_no_other_from_its_own",
     ),
     (
         "mail is read in all sagas",
@@ -80,7 +86,11 @@ const MUTANTS: &[(&str, Edit, &str)] = &[
     ),
     (
         "names and versions are matched apart",
-        |name, sql| replaced(name, sql, "claim_mailed", "s.name = d.name AND s.version = d.version", "s.name = d.name"),
+        |name, sql| {
+            let sql = replaced(name, sql, "claim_mailed", "AND version = d.version AND read_at", "AND read_at");
+            let (both, one) = ("(s.name, s.version) IN (SELECT name, version FROM", "s.name IN (SELECT name FROM");
+            replaced(name, sql, "claim_mailed", both, one)
+        },
         "claim::only_the_given_definitions_are_claimed",
     ),
     (
@@ -112,6 +122,34 @@ const MUTANTS: &[(&str, Edit, &str)] = &[
         "lease::a_disown_that_comes_late_takes_no_saga_from_a_later_claim",
     ),
 ];
+
+/// The three forms of an append.
+fn appends(name: &str, sql: String, all: (&str, &str), one: (&str, &str)) -> String {
+    match name {
+        "append" => replaced(name, sql, "append", all.0, all.1),
+        "append_one" | "change_one" => replaced(name, sql, name, one.0, one.1),
+        _ => sql,
+    }
+}
+
+fn without_the_epoch(name: &str, sql: String) -> String {
+    appends(name, sql, ("s.epoch = i.claimed", "true"), ("s.epoch = $3", "$3::bigint IS NOT NULL"))
+}
+
+fn without_the_owner(name: &str, sql: String) -> String {
+    appends(name, sql, ("s.owner = $1", "true"), ("s.owner = alive.id", "true"))
+}
+
+/// It takes its time between the check and the write, or it would be noticed on some days only.
+fn without_locks(name: &str, sql: String) -> String {
+    let slow = ("FOR KEY SHARE", "AND pg_sleep(0.3)::text IS NOT NULL");
+    match name {
+        "append" | "append_one" | "change_one" => {
+            appends(name, sql, slow, slow).replace("    FOR NO KEY UPDATE OF s SKIP LOCKED\n", "")
+        }
+        _ => sql,
+    }
+}
 
 fn replaced(name: &str, sql: String, statement: &str, from: &str, to: &str) -> String {
     if name != statement {

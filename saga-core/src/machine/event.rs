@@ -138,7 +138,9 @@ impl Event {
         const AROUND_IT: usize = 64;
         AROUND_IT
             + match self {
-                Self::Succeeded { output: payload, .. } | Self::Commanded { body: payload, .. } => payload.as_str().len(),
+                Self::Succeeded { output: payload, .. } | Self::Commanded { body: payload, .. } => {
+                    payload.as_str().len()
+                }
                 Self::Retrying { error: text, .. }
                 | Self::Failed { error: text, .. }
                 | Self::Stuck { error: text, .. }

@@ -6,7 +6,8 @@ use crate::{
     machine::{Outcome, Status},
     message::Op,
     store::{
-        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Room, Start, Started, Store, StoreError,
+        Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Room, Start, Started, Store,
+        StoreError,
     },
 };
 use async_trait::async_trait;

@@ -14,6 +14,9 @@ ALTER TABLE {schema}.saga_mailbox
     ADD COLUMN IF NOT EXISTS version integer;
 COMMENT ON COLUMN {schema}.saga_mailbox.name IS 'of the saga; NULL if an earlier release posted it';
 
+ALTER TABLE {schema}.saga_journal ADD COLUMN IF NOT EXISTS epoch bigint;
+COMMENT ON COLUMN {schema}.saga_journal.epoch IS 'of the claim under which the writer wrote it; NULL of an earlier release';
+
 -- next transaction
 -- Serves those who run this version of these sagas, and who pass over what an earlier release posted to any.
 CREATE INDEX CONCURRENTLY IF NOT EXISTS saga_mailbox_for ON {schema}.saga_mailbox (name, version, position) WHERE read_at IS NULL;

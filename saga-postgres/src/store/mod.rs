@@ -26,8 +26,8 @@ use saga_core::{
     Encoded, SagaId, WorkerId,
     machine::{FORMAT, Status},
     store::{
-        Append, Appended, Census, DefinitionId, Heart, Hint, Mail, Posted, Record, Ripe, Room, SnapshotChange, Start, Started,
-        Store, StoreError, Then,
+        Append, Appended, Census, DefinitionId, Heart, Hint, Mail, Posted, Record, Ripe, Room, SnapshotChange, Start,
+        Started, Store, StoreError, Then,
     },
 };
 use sqlx::{PgConnection, PgPool, Row, SqlStr, postgres::PgRow};
@@ -208,18 +208,84 @@ impl PgStore {
         let ids: Vec<Uuid> = open.iter().map(|append| append.saga.as_uuid()).collect();
         let seqs: Vec<i32> = open.iter().map(|append| append.seq).collect();
         let rows = self.rows(self.query(&self.queries().append_written).bind(ids).bind(seqs)).await?;
-        let entries: HashSet<SagaId> =
-            open.iter().filter(|append| append.entry.is_some()).map(|append| append.saga).collect();
+        let epochs: HashMap<SagaId, i64> =
+            open.iter().filter(|append| append.entry.is_some()).map(|append| (append.saga, append.epoch)).collect();
         rows.iter()
             .map(|row| {
                 let saga = SagaId::from(column::<Uuid>(row, "id")?);
-                let answer = match column::<Option<Uuid>>(row, "writer")?.filter(|_| entries.contains(&saga)) {
-                    Some(writer) if writer == worker.as_uuid() => Appended::Written,
+                let claim = (worker.as_uuid(), epochs.get(&saga).copied());
+                let writer = column::<Option<Uuid>>(row, "writer")?.filter(|_| claim.1.is_some());
+                let answer = match writer {
+                    Some(writer) if (writer, column(row, "epoch")?) == claim => Appended::Written,
                     Some(_) => Appended::Lost,
                     None if column::<bool>(row, "exists")? => Appended::Busy,
                     None => Appended::Lost,
                 };
                 Ok((saga, answer))
+            })
+            .collect()
+    }
+
+    /// Whether one append could be written in the short form.
+    async fn append_one(&self, worker: WorkerId, append: &Append) -> Result<bool, StoreError> {
+        if !append.read.is_empty() || append.snapshot != SnapshotChange::None {
+            return Ok(false);
+        }
+        let changes = append.then != Then::Keep || append.status.is_some();
+        if append.entry.is_none() && !changes {
+            return Ok(false);
+        }
+        let sql = if changes { &self.queries().change_one } else { &self.queries().append_one };
+        let sql = self.query(sql).bind(worker.as_uuid()).bind(append.saga.as_uuid()).bind(append.epoch);
+        let sql = sql.bind(append.seq).bind(append.entry.as_deref());
+        let sql = match changes {
+            false => sql,
+            true => {
+                let sql = sql.bind(append.status.map(code)).bind(append.then != Then::Keep);
+                sql.bind(due_in(append)).bind(millis(append.age))
+            }
+        };
+        match self.rows(sql).await {
+            Err(error) if stands_already(&error) => Ok(false),
+            rows => Ok(!rows?.is_empty()),
+        }
+    }
+
+    async fn append_all(&self, worker: WorkerId, batch: &[Append]) -> Result<HashMap<SagaId, Appended>, StoreError> {
+        // In the order of their ids no two batches wait for each other.
+        let mut batch: Vec<&Append> = batch.iter().collect();
+        batch.sort_unstable_by_key(|append| append.saga);
+        let ids: Vec<Uuid> = batch.iter().map(|append| append.saga.as_uuid()).collect();
+        let epochs: Vec<i64> = batch.iter().map(|append| append.epoch).collect();
+        let seqs: Vec<i32> = batch.iter().map(|append| append.seq).collect();
+        let entries: Vec<Option<&[u8]>> = batch.iter().map(|append| append.entry.as_deref()).collect();
+        let statuses: Vec<Option<i16>> = batch.iter().map(|append| append.status.map(code)).collect();
+        let releases: Vec<bool> = batch.iter().map(|append| append.then != Then::Keep).collect();
+        let due: Vec<Option<i64>> = batch.iter().map(|append| due_in(append)).collect();
+        let ages: Vec<i64> = batch.iter().map(|append| millis(append.age)).collect();
+        let snapshots: Vec<Option<&[u8]>> = batch
+            .iter()
+            .map(|append| match &append.snapshot {
+                SnapshotChange::None => None,
+                SnapshotChange::Replace(state) => Some(state.as_slice()),
+                SnapshotChange::Remove => Some(b"".as_slice()),
+            })
+            .collect();
+        let (read_by, read): (Vec<Uuid>, Vec<&str>) = batch
+            .iter()
+            .flat_map(|append| append.read.iter().map(|message| (append.saga.as_uuid(), message.as_str())))
+            .unzip();
+        let sql = self.query(&self.queries().append).bind(worker.as_uuid());
+        let sql = sql.bind(ids).bind(epochs).bind(seqs).bind(entries).bind(statuses).bind(releases).bind(due);
+        let rows = self.rows(sql.bind(read_by).bind(read).bind(ages).bind(snapshots)).await?;
+        rows.iter()
+            .map(|row| {
+                let answer = match (column::<bool>(row, "written")?, column::<bool>(row, "mine")?) {
+                    (true, _) => Appended::Written,
+                    (false, true) => Appended::Busy,
+                    (false, false) => Appended::Lost,
+                };
+                Ok((SagaId::from(column::<Uuid>(row, "id")?), answer))
             })
             .collect()
     }
@@ -299,6 +365,17 @@ impl PgStore {
         }
     }
 
+    /// Whether one saga could be started in the short form.
+    async fn start_one(&self, connection: &mut PgConnection, whose: Whose, start: &Start) -> Result<bool, StoreError> {
+        self.inner.sent.fetch_add(1, Ordering::Relaxed);
+        let sql = self.statement(&self.queries().start_one, whose).bind(start.saga.as_uuid()).bind(&start.name);
+        let sql = sql.bind(version(start.version)?).bind(&start.key).bind(start.input.as_str().as_bytes());
+        let sql = sql.bind(start.owner.map(WorkerId::as_uuid)).bind(start.trace.traceparent.as_deref());
+        let sql = sql.bind(start.trace.tracestate.as_deref()).bind(start.trace.baggage.as_deref());
+        let rows = sql.fetch_all(connection).await.map_err(|error| meaning_of(&error))?;
+        Ok(!rows.is_empty())
+    }
+
     /// [`Store::start`], on a connection of the caller's choice.
     pub(crate) async fn start_on(
         &self,
@@ -306,6 +383,11 @@ impl PgStore {
         whose: Whose,
         batch: &[Start],
     ) -> Result<Vec<Started>, StoreError> {
+        if let [one] = batch
+            && self.start_one(&mut *connection, whose, one).await?
+        {
+            return Ok(vec![Started::New]);
+        }
         let ids: Vec<Uuid> = batch.iter().map(|start| start.saga.as_uuid()).collect();
         let names: Vec<&str> = batch.iter().map(|start| start.name.as_str()).collect();
         let versions: Vec<i32> = batch.iter().map(|start| version(start.version)).collect::<Result<_, _>>()?;
@@ -426,6 +508,8 @@ impl Store for PgStore {
 
     async fn returned(&self, worker: WorkerId) -> Result<(), StoreError> {
         let (worker, queries, began) = (worker.as_uuid(), self.queries(), Instant::now());
+        // First its row: what it sent before and arrives late writes nothing from now on.
+        self.rows(self.query(&queries.leave).bind(worker)).await?;
         loop {
             let own = self.query(&queries.sweep).bind(vec![worker]).bind(AT_A_TIME).bind(true);
             let swept = self.query(&queries.returned_swept).bind(worker).bind(AT_A_TIME);
@@ -433,14 +517,13 @@ impl Store for PgStore {
             // Rows that somebody holds at this moment were passed over.
             let left = self.rows(self.query(&queries.returned_left).bind(worker)).await?;
             match left.first() {
-                Some(row) if !column::<bool>(row, "some")? => break,
-                None => break,
+                Some(row) if !column::<bool>(row, "some")? => return Ok(()),
+                None => return Ok(()),
                 _ if some > 0 => {}
                 _ if began.elapsed() < A_MOMENT => sleep(AGAIN).await,
                 _ => return Err(StoreError::Contention("somebody holds a saga of the worker that came back".into())),
             }
         }
-        self.rows(self.query(&queries.leave).bind(worker)).await.map(drop)
     }
 
     async fn sweep(&self, limit: usize) -> Result<usize, StoreError> {
@@ -473,48 +556,17 @@ impl Store for PgStore {
     }
 
     async fn append(&self, worker: WorkerId, batch: &[Append]) -> Result<Vec<Appended>, StoreError> {
-        let ids: Vec<Uuid> = batch.iter().map(|append| append.saga.as_uuid()).collect();
-        let epochs: Vec<i64> = batch.iter().map(|append| append.epoch).collect();
-        let seqs: Vec<i32> = batch.iter().map(|append| append.seq).collect();
-        let entries: Vec<Option<&[u8]>> = batch.iter().map(|append| append.entry.as_deref()).collect();
-        let statuses: Vec<Option<i16>> = batch.iter().map(|append| append.status.map(code)).collect();
-        let releases: Vec<bool> = batch.iter().map(|append| append.then != Then::Keep).collect();
-        let due: Vec<Option<i64>> = batch
-            .iter()
-            .map(|append| match append.then {
-                Then::Keep => None,
-                Then::Release { due_in } => due_in.map(millis),
-            })
-            .collect();
-        let ages: Vec<i64> = batch.iter().map(|append| millis(append.age)).collect();
-        let snapshots: Vec<Option<&[u8]>> = batch
-            .iter()
-            .map(|append| match &append.snapshot {
-                SnapshotChange::None => None,
-                SnapshotChange::Replace(state) => Some(state.as_slice()),
-                SnapshotChange::Remove => Some(b"".as_slice()),
-            })
-            .collect();
-        let (read_by, read): (Vec<Uuid>, Vec<&str>) = batch
-            .iter()
-            .flat_map(|append| append.read.iter().map(|message| (append.saga.as_uuid(), message.as_str())))
-            .unzip();
-        let sql = self.query(&self.queries().append).bind(worker.as_uuid());
-        let sql = sql.bind(ids).bind(epochs).bind(seqs).bind(entries).bind(statuses).bind(releases).bind(due);
-        let sql = sql.bind(read_by).bind(read).bind(ages).bind(snapshots);
-        let mut answers: HashMap<SagaId, Appended> = match self.rows(sql).await {
-            Ok(rows) => rows
-                .iter()
-                .map(|row| {
-                    let mine = column::<bool>(row, "mine")?;
-                    let answer = if mine { Appended::Written } else { Appended::Lost };
-                    Ok((SagaId::from(column::<Uuid>(row, "id")?), answer))
-                })
-                .collect::<Result<_, StoreError>>()?,
+        // When a saga is alone there is a shorter way. What it cannot answer goes the long one.
+        if let [one] = batch
+            && self.append_one(worker, one).await?
+        {
+            return Ok(vec![Appended::Written]);
+        }
+        let mut answers = match self.append_all(worker, batch).await {
             // An entry stands already: an earlier statement came through after all. Those that stand are answered, the
             // others are tried again.
-            Err(StoreError::Rejected(text)) if text.contains("saga_journal_pkey") => HashMap::new(),
-            Err(error) => return Err(error),
+            Err(error) if stands_already(&error) => HashMap::new(),
+            answers => answers?,
         };
         let open: Vec<&Append> =
             batch.iter().filter(|append| answers.get(&append.saga) != Some(&Appended::Written)).collect();
@@ -592,8 +644,9 @@ impl Store for PgStore {
     async fn read(&self, saga: SagaId) -> Result<Option<Record>, StoreError> {
         let rows = self.rows(self.query(&self.queries().read).bind(saga.as_uuid())).await?;
         let Some(row) = rows.first() else { return Ok(None) };
-        record(row)?;
-        Ok(self.records(rows).await?.pop())
+        let (messages, bodies) = (column::<Vec<String>>(row, "messages")?, column::<Vec<Vec<u8>>>(row, "bodies")?);
+        let mail = messages.into_iter().zip(bodies).map(|(message, body)| Mail { saga, message, body }).collect();
+        Ok(Some(Record { journal: column(row, "journal")?, mail, ..record(row)? }))
     }
 
     async fn census(&self, names: &[String]) -> Result<Vec<Census>, StoreError> {
@@ -630,6 +683,19 @@ impl Store for PgStore {
 
     fn hints(&self) -> broadcast::Receiver<Hint> {
         self.inner.hints.hear()
+    }
+}
+
+/// An entry is there, at a place of a journal where one was to be written.
+fn stands_already(error: &StoreError) -> bool {
+    matches!(error, StoreError::Rejected(text) if text.contains("saga_journal_pkey"))
+}
+
+/// In milliseconds.
+fn due_in(append: &Append) -> Option<i64> {
+    match append.then {
+        Then::Release { due_in } => due_in.map(millis),
+        Then::Keep => None,
     }
 }
 

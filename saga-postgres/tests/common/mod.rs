@@ -44,7 +44,17 @@ pub(crate) async fn start(store: &PgStore, key: &str, owner: Option<WorkerId>) -
 
 pub(crate) fn entry(saga: SagaId, epoch: i64, seq: i32) -> Append {
     let (entry, age) = (Some(b"[]".to_vec()), Duration::ZERO);
-    Append { saga, epoch, seq, entry, read: vec![], status: None, then: Then::Keep, age, snapshot: SnapshotChange::None }
+    Append {
+        saga,
+        epoch,
+        seq,
+        entry,
+        read: vec![],
+        status: None,
+        then: Then::Keep,
+        age,
+        snapshot: SnapshotChange::None,
+    }
 }
 
 /// Waits until a query answers with true.
@@ -56,16 +66,19 @@ pub(crate) async fn until(store: &PgStore, sql: &str) {
         if done == Some(true) {
             return;
         }
-        assert!(began.elapsed() < Duration::from_secs(20), "never: {sql}");
+        assert!(began.elapsed() < Duration::from_secs(120), "never: {sql}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
+
+/// Where an edited statement waits, for as long as somebody has the lock 4711: a slow machine takes its time.
+pub(crate) const WAITS: &str = "(SELECT CASE WHEN set_config('lock_timeout', '0', true) IS NOT NULL THEN pg_advisory_xact_lock_shared(4711)::text END)";
 
 pub(crate) async fn until_somebody_waits_for_an_advisory_lock(connection: &mut PgConnection) {
     let began = Instant::now();
     let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = 4711";
     while sqlx::query_scalar::<_, i64>(sql).fetch_one(&mut *connection).await.unwrap() == 0 {
-        assert!(began.elapsed() < Duration::from_secs(20), "nobody came to the lock");
+        assert!(began.elapsed() < Duration::from_secs(120), "nobody came to the lock");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -5,8 +5,8 @@ use crate::{
     Encoded, SagaId, WorkerId,
     machine::Status,
     store::{
-        Append, Appended, DefinitionId, Mail, Posted, Record, Ripe, Room, SnapshotChange, Start, Started, Store, StoreError,
-        Then,
+        Append, Appended, DefinitionId, Mail, Posted, Record, Ripe, Room, SnapshotChange, Start, Started, Store,
+        StoreError, Then,
     },
     trace::TraceContext,
 };
