@@ -54,12 +54,12 @@ const WORKER: &str = "'00000000-0000-4000-8000-000000000001'";
 
 #[tokio::test]
 async fn a_claim_walks_the_index_of_due_work_in_its_order_and_stops_at_its_limit() {
-    let plan = plan("claim_due", &format!("({WORKER}, '{{order}}', '{{1}}', 50, 1000000)")).await;
+    let plan = plan("claim_due", &format!("({WORKER}, '{{order}}', '{{1}}', 50, 1000000, 'infinity')")).await;
     assert!(plan.contains("Index Scan using saga_due"), "{plan}");
     assert!(!plan.contains("Seq Scan"), "{plan}");
     // The rows come out of the index in order: there is no sort below the lock, and no more rows are locked than are claimed.
-    let lock = plan.find("LockRows").unwrap();
-    assert!(!plan[lock..].contains("Sort"), "{plan}");
+    let (lock, weighed) = (plan.find("LockRows").unwrap(), plan.find("Subquery Scan on due").unwrap());
+    assert!(!plan[lock..weighed].contains("Sort"), "{plan}");
     assert!(plan.contains("LockRows (actual rows=50"), "{plan}");
 }
 
@@ -68,6 +68,63 @@ async fn a_claim_for_mail_looks_at_unread_mail_only() {
     let plan = plan("claim_mailed", &format!("({WORKER}, '{{order}}', '{{1}}', 50, 1000000)")).await;
     assert!(plan.contains("saga_mailbox_for") && plan.contains("saga_pkey"), "{plan}");
     assert!(!plan.contains("Seq Scan"), "{plan}");
+}
+
+/// How many pages a statement reads, as the store's connections plan it, beside somebody's long transaction.
+async fn pages(store: &PgStore, name: &str, arguments: &str) -> u64 {
+    let sql = store.statements().into_iter().find(|(other, _)| *other == name).unwrap().1;
+    let mut connection = store.pool().acquire().await.unwrap();
+    let prepare = format!("PREPARE counted AS {sql}");
+    sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *connection).await.unwrap();
+    let explain = format!("EXPLAIN (ANALYZE, BUFFERS, TIMING off) EXECUTE counted{arguments}");
+    let rows = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_all(&mut *connection).await.unwrap();
+    sqlx::raw_sql("DEALLOCATE counted").execute(&mut *connection).await.unwrap();
+    let plan: String = rows.iter().map(|row| row.get::<String, _>(0) + "\n").collect();
+    // Of the first node, which counts those of all others.
+    let buffers = plan.lines().find(|line| line.contains("Buffers: shared")).unwrap_or_else(|| panic!("{plan}"));
+    let pages = buffers.split_whitespace().filter_map(|word| word.strip_prefix("hit=").or(word.strip_prefix("read=")));
+    pages.map(|pages| pages.parse::<u64>().unwrap()).sum()
+}
+
+/// Twenty thousand sagas were due and have ended since, and no vacuum can remove what is left of that.
+#[tokio::test]
+async fn a_look_for_due_sagas_does_not_read_what_was_claimed_before() {
+    let Setup { store, url, schema } = fresh(|_, sql| sql).await;
+    let mut long = PgConnection::connect(&url).await.unwrap();
+    let mut tx = long.begin().await.unwrap();
+    sqlx::raw_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT 1").execute(&mut *tx).await.unwrap();
+    let past = format!(
+        "INSERT INTO {schema}.saga (id, name, version, key, input, due_at)
+         SELECT gen_random_uuid(), 'order', 1, n::text, '1', now() - interval '1 minute' FROM generate_series(1, 20000) n;
+         UPDATE {schema}.saga SET due_at = NULL, status = 3;
+         ANALYZE {schema}.saga"
+    );
+    sqlx::raw_sql(AssertSqlSafe(past)).execute(store.pool()).await.unwrap();
+    let look = |from: &str| format!("({WORKER}, '{{order}}', '{{1}}', 50, 1000000, '{from}')");
+    let (full, short) =
+        (pages(&store, "claim_due", &look("-infinity")).await, pages(&store, "claim_due", &look("infinity")).await);
+    assert!(short < 50 && full > 20 * short, "{short} of {full} pages");
+    tx.rollback().await.unwrap();
+}
+
+/// Twenty thousand letters wait for a version that nobody runs.
+#[tokio::test]
+async fn letters_to_strangers_cost_nothing() {
+    let Setup { store, schema, .. } = fresh(|_, sql| sql).await;
+    let letters = format!(
+        "INSERT INTO {schema}.saga (id, name, version, key, input, owner, epoch)
+         SELECT gen_random_uuid(), 'order', 1 + n % 2, n::text, '1', CASE WHEN n % 2 = 0 AND n <= 400 THEN {WORKER}::uuid END, 1
+         FROM generate_series(1, 40000) n;
+         INSERT INTO {schema}.saga_mailbox (saga_id, message, body, name, version)
+         SELECT id, 'm', '{{}}', name, version FROM {schema}.saga WHERE version = 2 OR key IN ('2', '4');
+         ANALYZE {schema}.saga, {schema}.saga_mailbox"
+    );
+    sqlx::raw_sql(AssertSqlSafe(letters)).execute(store.pool()).await.unwrap();
+    let claim = pages(&store, "claim_mailed", &format!("({WORKER}, '{{order}}', '{{1}}', 50, 1000000)")).await;
+    assert!(claim < 50, "{claim} pages");
+    // A few for each of the two hundred sagas that the worker owns.
+    let mail = pages(&store, "mail", &format!("({WORKER}, 1000, 1000000)")).await;
+    assert!(mail < 1500, "{mail} pages");
 }
 
 #[tokio::test]

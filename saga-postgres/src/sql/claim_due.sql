@@ -1,5 +1,5 @@
 -- Claims unowned sagas that are due, those first that have been due longest: so many, and few enough bytes of what there is to read of them, but one
--- at least. Served by saga_due, whose order it follows, saga_pkey, saga_snapshot_pkey and saga_journal_pkey.
+-- at least. Looks no further back than ten seconds before $6: what was due before that was claimed, unless it was committed late. Served by saga_due, whose order it follows, saga_pkey, saga_snapshot_pkey and saga_journal_pkey.
 WITH due AS MATERIALIZED (
     SELECT s.id, s.due_at, s.due_from, s.bytes
     FROM unnest($2::text[], $3::integer[]) AS d (name, version)
@@ -7,6 +7,7 @@ WITH due AS MATERIALIZED (
         SELECT id, due_at, due_from, octet_length(input) AS bytes
         FROM {schema}.saga
         WHERE name = d.name AND version = d.version AND due_at <= now()
+          AND due_at >= least($6::timestamptz, now()) - interval '10 seconds'
         ORDER BY due_at
         LIMIT $4
         FOR NO KEY UPDATE SKIP LOCKED
@@ -32,4 +33,4 @@ RETURNING s.id, s.name, s.version, s.key, s.status, s.input, s.epoch, s.lapses, 
           (SELECT n.seq FROM {schema}.saga_snapshot n WHERE n.saga_id = s.id) AS snapshot_seq,
           (SELECT n.state FROM {schema}.saga_snapshot n WHERE n.saga_id = s.id) AS snapshot,
           -- Lengths, not instants: as old as it was when it was put there, and what it has waited since.
-          s.age_ms + (extract(epoch FROM greatest(due.due_at - due.due_from, interval '0')) * 1000)::bigint AS told_ms
+          due.due_at AS was_due, s.age_ms + (extract(epoch FROM greatest(due.due_at - due.due_from, interval '0')) * 1000)::bigint AS told_ms

@@ -1,5 +1,8 @@
 //! The store.
 
+mod append;
+mod claim;
+mod heads;
 mod heart;
 mod options;
 mod portion;
@@ -19,18 +22,19 @@ use crate::{
 };
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use heads::Heads;
 use heart::PgHeart;
 use portion::Portion;
-use rows::{age, claimed, code, column, count, mail, millis, record, status, unzipped, version, worker};
+use rows::{column, count, mail, millis, record, status, unzipped, version, worker};
 use saga_core::{
     Encoded, SagaId, WorkerId,
     machine::{FORMAT, Status},
     store::{
-        Append, Appended, Census, DefinitionId, Heart, Hint, Mail, Posted, Record, Ripe, Room, SnapshotChange, Start,
-        Started, Store, StoreError, Then,
+        Append, Appended, Census, DefinitionId, Heart, Hint, Mail, Posted, Record, Ripe, Room, Start, Started, Store,
+        StoreError,
     },
 };
-use sqlx::{PgConnection, PgPool, Row, SqlStr, postgres::PgRow};
+use sqlx::{PgConnection, PgPool, SqlStr, postgres::PgRow};
 use std::{
     collections::{HashMap, HashSet},
     sync::{
@@ -46,9 +50,6 @@ use tokio::{
 };
 use uuid::Uuid;
 use watch::Watch;
-
-/// Entries, and when the last one was written.
-type Journal = (Vec<Vec<u8>>, Option<DateTime<Utc>>);
 
 /// How many rows are changed at a time where nobody says so.
 const AT_A_TIME: i64 = 500;
@@ -78,6 +79,7 @@ struct Inner {
     hints: Arc<Hints>,
     tasks: [AbortHandle; 2],
     watch: Mutex<Watch>,
+    heads: Mutex<Heads>,
     portion: Portion,
     sent: AtomicU64,
 }
@@ -199,95 +201,8 @@ impl PgStore {
         taken.into_iter().try_for_each(|one| one.settle(Ok(Ok(())), self.inner.route.patience()))
     }
 
-    /// Those appends that this worker wrote before, in a statement whose answer was lost.
-    async fn written_before(
-        &self,
-        worker: WorkerId,
-        open: &[&Append],
-    ) -> Result<HashMap<SagaId, Appended>, StoreError> {
-        let ids: Vec<Uuid> = open.iter().map(|append| append.saga.as_uuid()).collect();
-        let seqs: Vec<i32> = open.iter().map(|append| append.seq).collect();
-        let rows = self.rows(self.query(&self.queries().append_written).bind(ids).bind(seqs)).await?;
-        let epochs: HashMap<SagaId, i64> =
-            open.iter().filter(|append| append.entry.is_some()).map(|append| (append.saga, append.epoch)).collect();
-        rows.iter()
-            .map(|row| {
-                let saga = SagaId::from(column::<Uuid>(row, "id")?);
-                let claim = (worker.as_uuid(), epochs.get(&saga).copied());
-                let writer = column::<Option<Uuid>>(row, "writer")?.filter(|_| claim.1.is_some());
-                let answer = match writer {
-                    Some(writer) if (writer, column(row, "epoch")?) == claim => Appended::Written,
-                    Some(_) => Appended::Lost,
-                    None if column::<bool>(row, "exists")? => Appended::Busy,
-                    None => Appended::Lost,
-                };
-                Ok((saga, answer))
-            })
-            .collect()
-    }
-
-    /// Whether one append could be written in the short form.
-    async fn append_one(&self, worker: WorkerId, append: &Append) -> Result<bool, StoreError> {
-        if !append.read.is_empty() || append.snapshot != SnapshotChange::None {
-            return Ok(false);
-        }
-        let changes = append.then != Then::Keep || append.status.is_some();
-        if append.entry.is_none() && !changes {
-            return Ok(false);
-        }
-        let sql = if changes { &self.queries().change_one } else { &self.queries().append_one };
-        let sql = self.query(sql).bind(worker.as_uuid()).bind(append.saga.as_uuid()).bind(append.epoch);
-        let sql = sql.bind(append.seq).bind(append.entry.as_deref());
-        let sql = match changes {
-            false => sql,
-            true => {
-                let sql = sql.bind(append.status.map(code)).bind(append.then != Then::Keep);
-                sql.bind(due_in(append)).bind(millis(append.age))
-            }
-        };
-        match self.rows(sql).await {
-            Err(error) if stands_already(&error) => Ok(false),
-            rows => Ok(!rows?.is_empty()),
-        }
-    }
-
-    async fn append_all(&self, worker: WorkerId, batch: &[Append]) -> Result<HashMap<SagaId, Appended>, StoreError> {
-        // In the order of their ids no two batches wait for each other.
-        let mut batch: Vec<&Append> = batch.iter().collect();
-        batch.sort_unstable_by_key(|append| append.saga);
-        let ids: Vec<Uuid> = batch.iter().map(|append| append.saga.as_uuid()).collect();
-        let epochs: Vec<i64> = batch.iter().map(|append| append.epoch).collect();
-        let seqs: Vec<i32> = batch.iter().map(|append| append.seq).collect();
-        let entries: Vec<Option<&[u8]>> = batch.iter().map(|append| append.entry.as_deref()).collect();
-        let statuses: Vec<Option<i16>> = batch.iter().map(|append| append.status.map(code)).collect();
-        let releases: Vec<bool> = batch.iter().map(|append| append.then != Then::Keep).collect();
-        let due: Vec<Option<i64>> = batch.iter().map(|append| due_in(append)).collect();
-        let ages: Vec<i64> = batch.iter().map(|append| millis(append.age)).collect();
-        let snapshots: Vec<Option<&[u8]>> = batch
-            .iter()
-            .map(|append| match &append.snapshot {
-                SnapshotChange::None => None,
-                SnapshotChange::Replace(state) => Some(state.as_slice()),
-                SnapshotChange::Remove => Some(b"".as_slice()),
-            })
-            .collect();
-        let (read_by, read): (Vec<Uuid>, Vec<&str>) = batch
-            .iter()
-            .flat_map(|append| append.read.iter().map(|message| (append.saga.as_uuid(), message.as_str())))
-            .unzip();
-        let sql = self.query(&self.queries().append).bind(worker.as_uuid());
-        let sql = sql.bind(ids).bind(epochs).bind(seqs).bind(entries).bind(statuses).bind(releases).bind(due);
-        let rows = self.rows(sql.bind(read_by).bind(read).bind(ages).bind(snapshots)).await?;
-        rows.iter()
-            .map(|row| {
-                let answer = match (column::<bool>(row, "written")?, column::<bool>(row, "mine")?) {
-                    (true, _) => Appended::Written,
-                    (false, true) => Appended::Busy,
-                    (false, false) => Appended::Lost,
-                };
-                Ok((SagaId::from(column::<Uuid>(row, "id")?), answer))
-            })
-            .collect()
+    fn heads(&self) -> MutexGuard<'_, Heads> {
+        self.inner.heads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn watch(&self) -> MutexGuard<'_, Watch> {
@@ -305,64 +220,6 @@ impl PgStore {
         }
         let (ids, until): (Vec<Uuid>, Vec<DateTime<Utc>>) = dead.iter().map(|dead| (dead.id, dead.until)).unzip();
         self.rows(self.query(&self.queries().bury).bind(ids).bind(until)).await.map(drop)
-    }
-
-    async fn records(&self, rows: Vec<PgRow>) -> Result<Vec<Record>, StoreError> {
-        // One row that cannot be read (of a newer version of this library, or damaged) fails no other: it is given
-        // back.
-        let readable = |row| match claimed(row) {
-            Ok(record) => Some((row, record)),
-            Err(error) => {
-                tracing::error!(saga = ?row.try_get::<Uuid, _>("id"), %error, "cannot read a saga's row");
-                None
-            }
-        };
-        let mut records: Vec<(&PgRow, Record)> = rows.iter().filter_map(readable).collect();
-        if records.is_empty() {
-            return Ok(vec![]);
-        }
-        let ids: Vec<Uuid> = records.iter().map(|(_, record)| record.saga.as_uuid()).collect();
-        let mut journals = self.journals(records.iter().map(|(_, record)| record)).await?;
-        let mut unread: HashMap<Uuid, Vec<Mail>> = HashMap::new();
-        let sql = self.query(&self.queries().unread).bind(&ids).bind(self.inner.portion.bytes());
-        for row in self.inner.portion.tried(self.rows(sql).await)? {
-            unread.entry(column(&row, "saga_id")?).or_default().push(mail(&row)?);
-        }
-        for (row, record) in &mut records {
-            let (journal, latest) = journals.remove(&record.saga.as_uuid()).unwrap_or_default();
-            (record.journal, record.age) = (journal, age(row, latest)?);
-            record.mail = unread.remove(&record.saga.as_uuid()).unwrap_or_default();
-        }
-        Ok(records.into_iter().map(|(_, record)| record).collect())
-    }
-
-    /// What these sagas' journals have behind their snapshots, read by portions.
-    async fn journals(&self, records: impl Iterator<Item = &Record>) -> Result<HashMap<Uuid, Journal>, StoreError> {
-        let (mut ids, mut seqs): (Vec<Uuid>, Vec<i32>) =
-            records.map(|record| (record.saga.as_uuid(), record.seq())).unzip();
-        let mut journals: HashMap<Uuid, Journal> = HashMap::new();
-        loop {
-            let portion = self.inner.portion.bytes();
-            let sql = self.query(&self.queries().journals).bind(&ids).bind(&seqs).bind(portion);
-            let (mut bytes, mut last) = (0, None);
-            for row in self.inner.portion.tried(self.rows(sql).await)? {
-                let (saga, entry): (Uuid, Vec<u8>) = (column(&row, "saga_id")?, column(&row, "entry")?);
-                bytes += count(entry.len());
-                last = Some((saga, column::<i32>(&row, "seq")?));
-                let (journal, latest) = journals.entry(saga).or_default();
-                journal.push(entry);
-                *latest = (*latest).max(Some(column(&row, "at")?));
-            }
-            // They come in the order of the ids: what is before the last one is read.
-            match last.and_then(|(saga, seq)| Some((ids.iter().position(|id| *id == saga)?, seq))) {
-                Some((place, seq)) if bytes >= portion => {
-                    ids.drain(..place);
-                    seqs.drain(..place);
-                    seqs[0] = seq;
-                }
-                _ => return Ok(journals),
-            }
-        }
     }
 
     /// Whether one saga could be started in the short form.
@@ -556,30 +413,7 @@ impl Store for PgStore {
     }
 
     async fn append(&self, worker: WorkerId, batch: &[Append]) -> Result<Vec<Appended>, StoreError> {
-        // When a saga is alone there is a shorter way. What it cannot answer goes the long one.
-        if let [one] = batch
-            && self.append_one(worker, one).await?
-        {
-            return Ok(vec![Appended::Written]);
-        }
-        let mut answers = match self.append_all(worker, batch).await {
-            // An entry stands already: an earlier statement came through after all. Those that stand are answered, the
-            // others are tried again.
-            Err(error) if stands_already(&error) => HashMap::new(),
-            answers => answers?,
-        };
-        let open: Vec<&Append> =
-            batch.iter().filter(|append| answers.get(&append.saga) != Some(&Appended::Written)).collect();
-        if !open.is_empty() {
-            for (saga, answer) in self.written_before(worker, &open).await? {
-                // What was refused stays refused, unless it had been written before.
-                match answers.get(&saga) {
-                    Some(Appended::Lost) if answer != Appended::Written => {}
-                    _ => drop(answers.insert(saga, answer)),
-                }
-            }
-        }
-        Ok(batch.iter().map(|append| answers.get(&append.saga).copied().unwrap_or(Appended::Lost)).collect())
+        self.write(worker, batch).await
     }
 
     async fn claim(
@@ -589,15 +423,7 @@ impl Store for PgStore {
         ripe: Ripe,
         room: Room,
     ) -> Result<Vec<Record>, StoreError> {
-        let (names, versions) = unzipped(definitions)?;
-        let sql = match ripe {
-            Ripe::Mailed => &self.queries().claim_mailed,
-            Ripe::Due => &self.queries().claim_due,
-        };
-        let sql = self.query(sql).bind(worker.as_uuid()).bind(&names).bind(&versions);
-        let sql = sql.bind(count(room.sagas)).bind(self.inner.portion.bytes().min(count(room.bytes)));
-        let claimed = self.inner.portion.tried(self.rows(sql).await)?;
-        self.records(claimed).await
+        self.take(worker, definitions, ripe, room).await
     }
 
     async fn owned(&self, worker: WorkerId) -> Result<Vec<(SagaId, i64)>, StoreError> {
@@ -683,19 +509,6 @@ impl Store for PgStore {
 
     fn hints(&self) -> broadcast::Receiver<Hint> {
         self.inner.hints.hear()
-    }
-}
-
-/// An entry is there, at a place of a journal where one was to be written.
-fn stands_already(error: &StoreError) -> bool {
-    matches!(error, StoreError::Rejected(text) if text.contains("saga_journal_pkey"))
-}
-
-/// In milliseconds.
-fn due_in(append: &Append) -> Option<i64> {
-    match append.then {
-        Then::Release { due_in } => due_in.map(millis),
-        Then::Keep => None,
     }
 }
 

@@ -130,6 +130,7 @@ impl PgStoreOptions {
             hints,
             tasks,
             watch: Default::default(),
+            heads: Default::default(),
             portion: Default::default(),
             sent: AtomicU64::new(0),
         };

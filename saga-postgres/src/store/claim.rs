@@ -1,0 +1,106 @@
+//! Claims, and what is read with them.
+
+use super::{
+    PgStore,
+    rows::{age, claimed, column, count, mail, unzipped},
+};
+use chrono::{DateTime, Utc};
+use saga_core::{
+    WorkerId,
+    store::{DefinitionId, Mail, Record, Ripe, Room, StoreError},
+};
+use sqlx::{Row, postgres::PgRow};
+use std::{collections::HashMap, time::Instant};
+use uuid::Uuid;
+
+/// Entries, and when the last one was written.
+type Journal = (Vec<Vec<u8>>, Option<DateTime<Utc>>);
+
+impl PgStore {
+    /// [`Store::claim`](saga_core::store::Store::claim).
+    pub(super) async fn take(
+        &self,
+        worker: WorkerId,
+        definitions: &[DefinitionId],
+        ripe: Ripe,
+        room: Room,
+    ) -> Result<Vec<Record>, StoreError> {
+        let (names, versions) = unzipped(definitions)?;
+        let most = self.inner.portion.bytes().min(count(room.bytes));
+        let ask = |sql| {
+            let sql = self.query(sql).bind(worker.as_uuid()).bind(names.clone()).bind(versions.clone());
+            sql.bind(count(room.sagas)).bind(most)
+        };
+        let claimed = match ripe {
+            Ripe::Mailed => self.inner.portion.tried(self.rows(ask(&self.queries().claim_mailed)).await)?,
+            Ripe::Due => {
+                let look = self.heads().begin(worker, Instant::now());
+                let sql = ask(&self.queries().claim_due).bind(look.from);
+                let claimed = self.inner.portion.tried(self.rows(sql).await)?;
+                let due = claimed.iter().map(|row| column::<DateTime<Utc>>(row, "was_due"));
+                let due = due.collect::<Result<Vec<_>, _>>()?;
+                self.heads().end(worker, look, due.into_iter().max(), Instant::now());
+                claimed
+            }
+        };
+        self.records(claimed).await
+    }
+
+    async fn records(&self, rows: Vec<PgRow>) -> Result<Vec<Record>, StoreError> {
+        // One row that cannot be read (of a newer version of this library, or damaged) fails no other: it is given
+        // back.
+        let readable = |row| match claimed(row) {
+            Ok(record) => Some((row, record)),
+            Err(error) => {
+                tracing::error!(saga = ?row.try_get::<Uuid, _>("id"), %error, "cannot read a saga's row");
+                None
+            }
+        };
+        let mut records: Vec<(&PgRow, Record)> = rows.iter().filter_map(readable).collect();
+        if records.is_empty() {
+            return Ok(vec![]);
+        }
+        let ids: Vec<Uuid> = records.iter().map(|(_, record)| record.saga.as_uuid()).collect();
+        let mut journals = self.journals(records.iter().map(|(_, record)| record)).await?;
+        let mut unread: HashMap<Uuid, Vec<Mail>> = HashMap::new();
+        let sql = self.query(&self.queries().unread).bind(&ids).bind(self.inner.portion.bytes());
+        for row in self.inner.portion.tried(self.rows(sql).await)? {
+            unread.entry(column(&row, "saga_id")?).or_default().push(mail(&row)?);
+        }
+        for (row, record) in &mut records {
+            let (journal, latest) = journals.remove(&record.saga.as_uuid()).unwrap_or_default();
+            (record.journal, record.age) = (journal, age(row, latest)?);
+            record.mail = unread.remove(&record.saga.as_uuid()).unwrap_or_default();
+        }
+        Ok(records.into_iter().map(|(_, record)| record).collect())
+    }
+
+    /// What these sagas' journals have behind their snapshots, read by portions.
+    async fn journals(&self, records: impl Iterator<Item = &Record>) -> Result<HashMap<Uuid, Journal>, StoreError> {
+        let (mut ids, mut seqs): (Vec<Uuid>, Vec<i32>) =
+            records.map(|record| (record.saga.as_uuid(), record.seq())).unzip();
+        let mut journals: HashMap<Uuid, Journal> = HashMap::new();
+        loop {
+            let portion = self.inner.portion.bytes();
+            let sql = self.query(&self.queries().journals).bind(&ids).bind(&seqs).bind(portion);
+            let (mut bytes, mut last) = (0, None);
+            for row in self.inner.portion.tried(self.rows(sql).await)? {
+                let (saga, entry): (Uuid, Vec<u8>) = (column(&row, "saga_id")?, column(&row, "entry")?);
+                bytes += count(entry.len());
+                last = Some((saga, column::<i32>(&row, "seq")?));
+                let (journal, latest) = journals.entry(saga).or_default();
+                journal.push(entry);
+                *latest = (*latest).max(Some(column(&row, "at")?));
+            }
+            // They come in the order of the ids: what is before the last one is read.
+            match last.and_then(|(saga, seq)| Some((ids.iter().position(|id| *id == saga)?, seq))) {
+                Some((place, seq)) if bytes >= portion => {
+                    ids.drain(..place);
+                    seqs.drain(..place);
+                    seqs[0] = seq;
+                }
+                _ => return Ok(journals),
+            }
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Where a look for due sagas begins.
+//!
+//! Entries of what was claimed stay in the index until a vacuum removes them, and none does while somebody's long
+//! transaction may still see them. Each look from the beginning would read them all. So most looks begin where the last
+//! one ended, less ten seconds, and a full look is taken now and then: it finds what was written
+//! earlier and committed later than that, what was passed over because somebody held it, and what others put back.
+
+use chrono::{DateTime, Utc};
+use saga_core::WorkerId;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+/// Between two full looks, at least.
+const FULL_LOOK: Duration = Duration::from_secs(5);
+/// A full look takes so small a share of the time, if it takes long.
+const SHARE: u32 = 20;
+const LONGEST: Duration = Duration::from_secs(60);
+/// Former workers need not be remembered.
+const WORKERS: usize = 64;
+
+/// Where each worker's looks begin.
+#[derive(Debug, Default)]
+pub(super) struct Heads(HashMap<WorkerId, Head>);
+
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    from: DateTime<Utc>,
+    full_look_at: Instant,
+}
+
+/// A look that begins.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Look {
+    pub(super) from: DateTime<Utc>,
+    full: bool,
+    began: Instant,
+}
+
+impl Heads {
+    pub(super) fn begin(&self, worker: WorkerId, now: Instant) -> Look {
+        match self.0.get(&worker) {
+            Some(head) if now < head.full_look_at => Look { from: head.from, full: false, began: now },
+            _ => Look { from: DateTime::UNIX_EPOCH, full: true, began: now },
+        }
+    }
+
+    /// A look has found what is due up to `last`, or all of it.
+    pub(super) fn end(&mut self, worker: WorkerId, look: Look, last: Option<DateTime<Utc>>, now: Instant) {
+        if self.0.len() >= WORKERS && !self.0.contains_key(&worker) {
+            self.0.clear();
+        }
+        let from = last.unwrap_or(DateTime::<Utc>::MAX_UTC);
+        let pause = (now.duration_since(look.began) * SHARE).clamp(FULL_LOOK, LONGEST);
+        let head = self.0.entry(worker).or_insert(Head { from, full_look_at: now + pause });
+        head.from = from;
+        if look.full {
+            head.full_look_at = now + pause;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_look_begins_where_the_last_one_ended_and_now_and_then_at_the_beginning() {
+        let (mut heads, worker, now) = (Heads::default(), WorkerId::generate(), Instant::now());
+        let first = heads.begin(worker, now);
+        assert_eq!(first.from, DateTime::UNIX_EPOCH);
+        let last = DateTime::from_timestamp(1_000_000, 0).unwrap();
+        heads.end(worker, first, Some(last), now);
+        let second = heads.begin(worker, now + FULL_LOOK / 2);
+        assert_eq!(second.from, last);
+        heads.end(worker, second, None, now + FULL_LOOK / 2);
+        assert_eq!(heads.begin(worker, now + FULL_LOOK / 2).from, DateTime::<Utc>::MAX_UTC);
+        assert_eq!(heads.begin(worker, now + FULL_LOOK).from, DateTime::UNIX_EPOCH);
+        assert_eq!(heads.begin(WorkerId::generate(), now).from, DateTime::UNIX_EPOCH, "another begins for itself");
+    }
+
+    #[test]
+    fn a_full_look_that_takes_long_is_taken_less_often() {
+        let (mut heads, worker, now) = (Heads::default(), WorkerId::generate(), Instant::now());
+        let look = heads.begin(worker, now);
+        heads.end(worker, look, None, now + Duration::from_secs(1));
+        assert!(!heads.begin(worker, now + Duration::from_secs(20)).full);
+        assert!(heads.begin(worker, now + Duration::from_secs(21)).full);
+    }
+}
