@@ -76,19 +76,19 @@ const MUTANTS: &[(&str, Edit, &str)] = &[
     ),
     (
         "mail steals owned sagas",
-        |name, sql| replaced(name, sql, "claim_mailed", "s.owner IS NULL AND ", ""),
+        |name, sql| replaced(name, sql, "claim_mailed", "owner IS NULL AND ", ""),
         "mailbox::mail_does_not_steal_an_owned_saga",
     ),
     (
         "mail wakes the dead",
-        |name, sql| replaced(name, sql, "claim_mailed", " AND s.status < 3", ""),
+        |name, sql| replaced(name, sql, "claim_mailed", " AND status < 3", ""),
         "append::an_ended_saga_is_not_claimable_even_with_mail",
     ),
     (
         "names and versions are matched apart",
         |name, sql| {
             let sql = replaced(name, sql, "claim_mailed", "AND version = d.version AND read_at", "AND read_at");
-            let (both, one) = ("(s.name, s.version) IN (SELECT name, version FROM", "s.name IN (SELECT name FROM");
+            let (both, one) = ("(name, version) IN (SELECT name, version FROM", "name IN (SELECT name FROM");
             replaced(name, sql, "claim_mailed", both, one)
         },
         "claim::only_the_given_definitions_are_claimed",

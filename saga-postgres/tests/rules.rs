@@ -218,7 +218,7 @@ async fn without_rule_2_mail_that_touches_the_row_holds_up_its_owner() {
 }
 
 fn claims_by_due_time_only(name: &str, sql: String) -> String {
-    if name == "claim_mailed" { sql.replace("s.owner IS NULL", "false") } else { sql }
+    if name == "claim_mailed" { sql.replace("owner IS NULL", "false") } else { sql }
 }
 
 /// Mail is posted, but not committed; the owner sees none, and releases the saga; then the mail is committed. Who finds it?

@@ -152,7 +152,7 @@ async fn the_searches_for_what_is_rare_look_at_that_alone() {
     let left = plan("returned_left", &format!("({WORKER})")).await;
     assert!(left.contains("saga_owner") && left.contains("saga_lost_with") && !left.contains("Seq Scan"), "{left}");
     let set_back = plan("set_back", "(10)").await;
-    assert!(set_back.contains("saga_due_from") && !set_back.contains("Seq Scan"), "{set_back}");
+    assert!(set_back.contains("saga_due_since") && !set_back.contains("Seq Scan"), "{set_back}");
     let unclaimable = plan("unclaimable", "").await;
     assert!(unclaimable.contains("saga_due") && !unclaimable.contains("Seq Scan on saga "), "{unclaimable}");
 }

@@ -51,6 +51,7 @@ impl Settings {
             ("row_security", "off".into()),
             ("plan_cache_mode", "force_generic_plan".into()),
             ("enable_seqscan", "off".into()),
+            ("enable_mergejoin", "off".into()),
             ("jit", "off".into()),
             // A client that is gone is noticed by the server too.
             ("tcp_keepalives_idle", "30".into()),

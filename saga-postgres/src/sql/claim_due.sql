@@ -17,15 +17,15 @@ WITH due AS MATERIALIZED (
 ), weighed AS (
     SELECT due.*, sum(due.bytes + w.bytes) OVER (ORDER BY due.due_at, due.id) - due.bytes - w.bytes AS bytes_before
     FROM due
-    LEFT JOIN {schema}.saga_snapshot n ON n.saga_id = due.id
     CROSS JOIN LATERAL (
-        SELECT coalesce(octet_length(n.state), 0) + coalesce(sum(octet_length(j.entry)), 0) AS bytes
-        FROM {schema}.saga_journal j
-        WHERE j.saga_id = due.id AND j.seq > coalesce(n.seq, 0)
+        SELECT coalesce((SELECT octet_length(state) FROM {schema}.saga_snapshot WHERE saga_id = due.id), 0)
+             + coalesce((SELECT sum(octet_length(entry)) FROM {schema}.saga_journal
+                         WHERE saga_id = due.id AND seq > coalesce((SELECT seq FROM {schema}.saga_snapshot WHERE saga_id = due.id), 0)), 0) AS bytes
+        OFFSET 0
     ) w
 )
 UPDATE {schema}.saga s
-SET owner = $1, epoch = s.epoch + 1, due_at = NULL
+SET owner = $1, epoch = s.epoch + 1, due_at = NULL, due_from = NULL
 FROM weighed due
 WHERE s.id = due.id AND due.bytes_before < $5::bigint
 RETURNING s.id, s.name, s.version, s.key, s.status, s.input, s.epoch, s.lapses, s.lost_with,

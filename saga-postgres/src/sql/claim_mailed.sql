@@ -2,7 +2,7 @@
 -- definitions alone, the oldest first, and no more of them than it takes, by number and by weight; and those of which an earlier release did not say whose they are. Served
 -- by saga_mailbox_for, saga_mailbox_unread, saga_pkey, saga_snapshot_pkey and saga_journal_pkey.
 WITH mailed AS MATERIALIZED (
-    SELECT s.id, octet_length(s.input) AS bytes
+    SELECT s.id, s.bytes
     FROM (
         SELECT m.saga_id, m.position
         FROM unnest($2::text[], $3::integer[]) AS d (name, version)
@@ -14,28 +14,33 @@ WITH mailed AS MATERIALIZED (
         UNION ALL
         SELECT saga_id, position FROM {schema}.saga_mailbox WHERE name IS NULL AND read_at IS NULL
     ) m
-    JOIN {schema}.saga s ON s.id = m.saga_id
-    WHERE s.owner IS NULL AND s.status < 3
-      AND (s.name, s.version) IN (SELECT name, version FROM unnest($2::text[], $3::integer[]) AS d (name, version))
-      -- A saga counts once.
-      AND NOT EXISTS (
-          SELECT FROM {schema}.saga_mailbox before
-          WHERE before.saga_id = m.saga_id AND before.read_at IS NULL AND before.position < m.position
-      )
+    CROSS JOIN LATERAL (
+        SELECT id, octet_length(input) AS bytes
+        FROM {schema}.saga
+        WHERE id = m.saga_id AND owner IS NULL AND status < 3
+          AND (name, version) IN (SELECT name, version FROM unnest($2::text[], $3::integer[]) AS d (name, version))
+          -- A saga counts once. The offset keeps this from being planned as a join with all letters.
+          AND NOT EXISTS (
+              SELECT FROM {schema}.saga_mailbox before
+              WHERE before.saga_id = m.saga_id AND before.read_at IS NULL AND before.position < m.position
+              OFFSET 0
+          )
+        LIMIT 1
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) s
     LIMIT $4
-    FOR NO KEY UPDATE OF s SKIP LOCKED
 ), weighed AS (
     SELECT mailed.id, sum(mailed.bytes + w.bytes) OVER (ORDER BY mailed.id) - mailed.bytes - w.bytes AS bytes_before
     FROM mailed
-    LEFT JOIN {schema}.saga_snapshot n ON n.saga_id = mailed.id
     CROSS JOIN LATERAL (
-        SELECT coalesce(octet_length(n.state), 0) + coalesce(sum(octet_length(j.entry)), 0) AS bytes
-        FROM {schema}.saga_journal j
-        WHERE j.saga_id = mailed.id AND j.seq > coalesce(n.seq, 0)
+        SELECT coalesce((SELECT octet_length(state) FROM {schema}.saga_snapshot WHERE saga_id = mailed.id), 0)
+             + coalesce((SELECT sum(octet_length(entry)) FROM {schema}.saga_journal
+                         WHERE saga_id = mailed.id AND seq > coalesce((SELECT seq FROM {schema}.saga_snapshot WHERE saga_id = mailed.id), 0)), 0) AS bytes
+        OFFSET 0
     ) w
 )
 UPDATE {schema}.saga s
-SET owner = $1, epoch = s.epoch + 1, due_at = NULL
+SET owner = $1, epoch = s.epoch + 1, due_at = NULL, due_from = NULL
 FROM weighed
 WHERE s.id = weighed.id AND weighed.bytes_before < $5::bigint
 RETURNING s.id, s.name, s.version, s.key, s.status, s.input, s.epoch, s.lapses, s.lost_with,
