@@ -122,9 +122,9 @@ impl Old {
     /// All indexes are there, and can be used.
     async fn has_its_indexes(&self) {
         let count = "SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-            WHERE c.relnamespace = '{schema}'::regnamespace AND c.relname IN ('saga_lost_with', 'saga_due_from', 'saga_unfinished')";
-        assert_eq!(self.number(&format!("{count} AND i.indisvalid AND i.indisready")).await, 3);
-        assert_eq!(self.number(count).await, 3);
+            WHERE c.relnamespace = '{schema}'::regnamespace AND c.relname IN ('saga_lost_with', 'saga_due_since', 'saga_unfinished', 'saga_mailbox_for')";
+        assert_eq!(self.number(&format!("{count} AND i.indisvalid AND i.indisready")).await, 4);
+        assert_eq!(self.number(count).await, 4);
         assert_eq!(self.number("SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE c.relnamespace = '{schema}'::regnamespace AND NOT i.indisvalid").await, 0);
     }
 }

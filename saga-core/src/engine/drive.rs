@@ -82,9 +82,18 @@ pub(crate) struct Drive {
     news: Vec<News>,
     turned_back: bool,
     place: Place,
-    /// Held by a saga that a worker died with, until it has made progress or has run for as long as a lease without
-    /// harm: a share of it, or, by a suspect, all of it.
-    quarantine: Option<(OwnedSemaphorePermit, Instant)>,
+    quarantine: Option<Quarantine>,
+}
+
+/// Held by a saga that a worker died with, until it is seen to do no harm.
+struct Quarantine {
+    /// A share of it, or, by a suspect, all of it.
+    _permit: OwnedSemaphorePermit,
+    /// What may have been under way at that death, and has not ended here since. Progress of another branch says
+    /// nothing about it.
+    suspected: Vec<StepIndex>,
+    /// Whatever takes longer does no harm at once.
+    until: Instant,
 }
 
 /// How what was under way ended.
@@ -115,6 +124,9 @@ struct Awaited {
 pub(crate) const QUARANTINE: u32 = 1 << 20;
 /// A saga that so many workers in a row died with may be what kills them.
 const SUSPECT: u32 = 2;
+/// A saga stays in quarantine for as long as a lease if nothing ends sooner, and for so long at least: on a busy machine
+/// a short lease is over before anything could have happened.
+const QUARANTINED: Duration = Duration::from_secs(10);
 /// When a suspect that finds the quarantine taken is looked at again.
 const NEXT_SUSPECT: Duration = Duration::from_secs(1);
 
@@ -185,8 +197,11 @@ impl Drive {
         self.was_lost() && self.deaths() >= SUSPECT
     }
 
-    pub(crate) fn quarantined(mut self, quarantine: OwnedSemaphorePermit) -> Self {
-        self.quarantine = Some((quarantine, Instant::now() + self.shared.config.lease));
+    pub(crate) fn quarantined(mut self, permit: OwnedSemaphorePermit) -> Self {
+        let agenda = self.state.agenda(self.process.graph());
+        let suspected = agenda.run.into_iter().chain(agenda.compensate).collect();
+        let until = Instant::now() + self.shared.config.lease.max(QUARANTINED);
+        self.quarantine = Some(Quarantine { _permit: permit, suspected, until });
         self
     }
 
@@ -230,7 +245,7 @@ impl Drive {
             let timer = if writing.is_none() { self.timer() } else { None };
             // What comes now is left for whoever claims the saga.
             let is_released = writing.as_ref().is_some_and(|(append, _)| append.then != Then::Keep);
-            let harmless = self.quarantine.as_ref().map(|(_, until)| *until);
+            let harmless = self.quarantine.as_ref().map(|quarantine| quarantine.until);
             tokio::select! {
                 biased;
                 // First, since nobody looks behind a branch that is ready every time.
@@ -274,6 +289,9 @@ impl Drive {
 
     fn attempt_ended(&mut self, step: StepIndex, ended: Attempted) {
         self.under_way.retain(|under_way| *under_way != step);
+        if let Some(quarantine) = &mut self.quarantine {
+            quarantine.suspected.retain(|suspected| *suspected != step);
+        }
         match ended {
             Attempted::NotBegun => {}
             Attempted::Ended(input) => self.take(input),
@@ -670,7 +688,9 @@ impl Drive {
     /// Takes note of a successful append; whether the saga stays in memory.
     fn written(&mut self, append: &Append) -> bool {
         self.seq = append.seq;
-        if self.state.lapses_without_progress() == 0 {
+        let is_open = |step: &StepIndex| self.state.tries(*step).is_some();
+        let suspected = |quarantine: &Quarantine| quarantine.suspected.iter().any(is_open);
+        if self.state.lapses_without_progress() == 0 && !self.quarantine.as_ref().is_some_and(suspected) {
             self.quarantine = None;
         }
         for news in std::mem::take(&mut self.news) {
