@@ -1,0 +1,2 @@
+-- Holds the place of migration 11, which another branch brings.
+SELECT 1;
