@@ -58,11 +58,13 @@
 //! before that one were acknowledged. It sends without a gap, and after an event that was not accepted no later one of the key. So whatever several relays send at once, and however
 //! late one of them does it, what has been published of a key is at every moment an unbroken beginning of it: what comes late is a repeat.
 //!
-//! **The lock is an advisory one of the transaction**, taken without waiting. It ends with its session: a relay that is killed frees its shards as
-//! soon as the server sees the socket close; one that is frozen, or cut off, or whose machine lost its power, because the server ends a transaction that says nothing for
-//! [a lease](RelayOptions::lease) (a healthy one that waits for its broker speaks up three times in that time). An advisory lock writes
-//! nothing and takes no transaction id, so an open round does not keep vacuum from its work. Nobody waits for it but the verbs
-//! of operators, one shard at a time: it has no part in any deadlock.
+//! **The lock is an advisory one of the transaction**, taken without waiting. It ends with its session: a relay that is
+//! killed frees its shards as soon as the server sees the socket close; one that is frozen, or cut off, or whose
+//! machine lost its power, because the server ends a transaction that says nothing for [a lease](RelayOptions::lease)
+//! (a healthy one that waits for its broker speaks up three times in that time). An advisory lock writes nothing and
+//! takes no transaction id, so an open round does not keep vacuum from its work. Nobody waits for it but the verbs of
+//! operators, one shard at a time, and a relay that gives back what waited behind an event whose answer came late, in
+//! the shards' order: it has no part in any deadlock.
 //!
 //! **There is no cursor.** An event with a lower number may commit after one with a higher number, so a relay begins at
 //! the first one that there may be. It passes over the numbers of which it knows that nobody can still commit one, and

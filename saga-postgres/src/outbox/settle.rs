@@ -62,7 +62,10 @@ impl Settling<'_> {
     /// Deletes what the broker has.
     pub(super) async fn sent(&self, tx: &mut PgConnection, sent: &Sent) -> Result<(), sqlx::Error> {
         if !sent.places.is_empty() {
-            let (shards, seqs): (Vec<i16>, Vec<i64>) = sent.places.iter().copied().unzip();
+            // In one order, as two relays may have sent the same.
+            let mut places = sent.places.clone();
+            places.sort_unstable();
+            let (shards, seqs): (Vec<i16>, Vec<i64>) = places.into_iter().unzip();
             in_time(self.query(&self.queries.sent).bind(shards).bind(seqs).execute(&mut *tx)).await?;
         }
         Ok(())
