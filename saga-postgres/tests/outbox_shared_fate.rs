@@ -61,7 +61,9 @@ impl Moody {
     }
 
     fn set(&self, topic: &str, mood: Mood) {
-        self.moods.send_modify(|moods| drop(moods.insert(topic.into(), mood)));
+        self.moods.send_modify(|moods| {
+            moods.insert(topic.into(), mood);
+        });
     }
 
     /// How often events of a topic were handed over.
@@ -165,7 +167,7 @@ async fn fresh() -> Setup {
 }
 
 fn event(topic: &str, key: impl ToString, number: u64) -> Outgoing {
-    let message = Message::event("tests", "t", &key.to_string(), &Encoded::of(&number).unwrap());
+    let message = Message::event("tests", "t", key.to_string(), &Encoded::of(&number).unwrap());
     Outgoing { topic: topic.into(), message }
 }
 
