@@ -6,7 +6,7 @@
 mod broker;
 
 use async_trait::async_trait;
-use broker::Broker;
+use broker::{Broker, first_occurrences};
 use futures::future::join_all;
 use saga_core::{
     Encoded,
@@ -272,6 +272,35 @@ async fn several_topics_that_are_away_and_one_that_is_slow_hold_up_no_other() {
     }
     // Those that answer after a long time would hold up the end.
     drop(relay);
+}
+
+/// Two relays, and topics that change their moods all the time: what one relay waits for, the other sends again.
+#[tokio::test]
+async fn what_several_relays_send_of_a_topic_that_is_slow_is_in_order_all_the_same() {
+    const KEYS: u64 = 20;
+    let setup = fresh().await;
+    let slow = || Mood::Slow(Duration::from_millis(700));
+    let transport = Moody::new(&[("slow", slow()), ("moody", slow())]);
+    let (one, other) = (setup.relay(&transport).await, setup.relay(&transport).await);
+    for number in 0..60 {
+        for topic in ["slow", "moody", "good"] {
+            setup.publish((0..KEYS).map(|key| event(topic, key, number))).await;
+        }
+        let moods = [slow(), Mood::Well, Mood::Away(Duration::from_millis(600)), Mood::Silent];
+        transport.set("moody", moods[number as usize / 3 % 4].clone());
+        sleep(Duration::from_millis(50)).await;
+    }
+    transport.set("moody", Mood::Well);
+    setup.until("SELECT NOT EXISTS (SELECT FROM {schema}.saga_outbox)").await;
+    one.stop().await;
+    other.stop().await;
+    for topic in ["slow", "moody", "good"] {
+        let all = transport.of(topic);
+        for key in (0..KEYS).map(|key| key.to_string()) {
+            let of_key = all.iter().filter(|(other, _)| *other == key).map(|(_, number)| *number).collect();
+            assert_eq!(first_occurrences(of_key), (0..60).collect::<Vec<_>>(), "{topic} {key}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -24,13 +24,13 @@ AS $$
                 CASE
                     WHEN first < 128 THEN chr(first)
                     WHEN first < 192 THEN '' -- Belongs to the one before it.
-                    WHEN first < 224 THEN '\u' || lpad(to_hex((first & 31) * 64 + second), 4, '0')
-                    WHEN first < 240 THEN '\u' || lpad(to_hex((first & 15) * 4096 + second * 64 + third), 4, '0')
-                    ELSE '\u' || to_hex(55296 - 64 + (first & 7) * 256 + second * 4 + third / 16)
-                        || '\u' || to_hex(56320 + (third & 15) * 64 + fourth)
+                    WHEN first < 224 THEN chr(92) || 'u' || lpad(to_hex((first & 31) * 64 + second), 4, '0')
+                    WHEN first < 240 THEN chr(92) || 'u' || lpad(to_hex((first & 15) * 4096 + second * 64 + third), 4, '0')
+                    ELSE chr(92) || 'u' || to_hex(55296 - 64 + (first & 7) * 256 + second * 4 + third / 16)
+                        || chr(92) || 'u' || to_hex(56320 + (third & 15) * 64 + fourth)
                 END, '' ORDER BY at)::json
             -- Made once, so that it is not read from its place for each byte.
-            FROM (SELECT entry || '\x000000'::bytea OFFSET 0) AS p (padded)
+            FROM (SELECT entry || decode('000000', 'hex') OFFSET 0) AS p (padded)
             CROSS JOIN LATERAL generate_series(0, length(padded) - 4) AS a (at)
             CROSS JOIN LATERAL (
                 SELECT get_byte(padded, at), get_byte(padded, at + 1) & 63, get_byte(padded, at + 2) & 63,
