@@ -37,7 +37,9 @@
 //! 3. *In order per key*: the first occurrences of events of one key and topic leave in the order in which they were written, between transactions of which one wrote after the
 //!    other had committed. That is the case when a transaction locks what the key stands for before it publishes: the order's row is updated, then
 //!    the event is published. It is also the case within one transaction. Repeats may come later.
-//! 4. *Keys do not wait for each other*, save that a call to a broker that does not answer for some of them holds up those that travel with it.
+//! 4. *Topics do not wait for each other*: one that is away, slow or silent holds up the others for half a second when
+//!    that is found out. *Keys do not wait for each other* either, save that a broker that does not answer for some
+//!    keys of a topic holds up those of that topic that travel with them.
 //! 5. *Nothing is in the way for ever.* What the broker refuses for good is [parked](PgOutbox::parked), with what comes behind it under the same key, until a
 //!    person decides. What is too large is an error at [`publish`](PgOutbox::publish).
 //!
@@ -47,23 +49,39 @@
 //!
 //! # How it keeps them
 //!
-//! Keys are spread over 64 *shards*. A relay, in a *round*: locks the shards that have events and are free; reads the oldest events of each; hands all of them to the transport in one call; deletes
-//! what was acknowledged; commits, which frees the shards. Whoever is free takes what is free, so any number of nodes can run relays, and
+//! Keys are spread over 64 *shards*. A relay, in a *round*: locks the shards that have events and are free; reads the
+//! oldest events of each; hands them to the transport in one call for each topic; deletes what was acknowledged;
+//! commits, which frees the shards. Whoever is free takes what is free, so any number of nodes can run relays, and
 //! there is nothing to configure, no leader and no hand-over.
 //!
 //! **The lock is there to save work; the order does not hang on it.** Every relay begins with the oldest event of a key that is left, and all
 //! before that one were acknowledged. It sends without a gap, and after an event that was not accepted no later one of the key. So whatever several relays send at once, and however
 //! late one of them does it, what has been published of a key is at every moment an unbroken beginning of it: what comes late is a repeat.
 //!
-//! **The lock is an advisory one of the transaction**, taken without waiting. It ends with its session: a relay that is killed frees its shards as
-//! soon as the server sees the socket close; one that is frozen, or cut off, or whose machine lost its power, because the server ends a transaction that says nothing for
-//! [a lease](RelayOptions::lease) (a healthy one that waits for its broker speaks up three times in that time). An advisory lock writes
-//! nothing and takes no transaction id, so an open round does not keep vacuum from its work. Nobody waits for it but the verbs
-//! of operators, one shard at a time: it has no part in any deadlock.
+//! **The lock is an advisory one of the transaction**, taken without waiting. It ends with its session: a relay that is
+//! killed frees its shards as soon as the server sees the socket close; one that is frozen, or cut off, or whose
+//! machine lost its power, because the server ends a transaction that says nothing for [a lease](RelayOptions::lease)
+//! (a healthy one that waits for its broker speaks up three times in that time). An advisory lock writes nothing and
+//! takes no transaction id, so an open round does not keep vacuum from its work. Nobody waits for it but the verbs of
+//! operators, one shard at a time, and a relay that gives back what waited behind an event whose answer came late, in
+//! the shards' order: it has no part in any deadlock.
 //!
-//! **There is no cursor.** An event with a lower number may commit after one with a higher number, so a relay always begins at the head. Rows are
-//! never updated, only inserted and deleted; the relay vacuums behind itself if its user owns the table, and autovacuum is set to follow closely. A transaction that stays open for long anywhere in the database keeps
-//! vacuum from the dead rows at the head, and slows the relay down as long as it lasts.
+//! **There is no cursor.** An event with a lower number may commit after one with a higher number, so a relay begins at
+//! the first one that there may be. It passes over the numbers of which it knows that nobody can still commit one, and
+//! there it knows of each topic where it begins. So what was sent costs nothing, also when a transaction that stays
+//! open for long keeps vacuum from it; nor do the events of a topic that is left alone. Both are looked up anew, with a
+//! whole look, once a second at most and for a twentieth of the time at most. Only a transaction that has itself
+//! *published* and stays open makes a relay pass what was written since, as long as it lasts.
+//!
+//! Rows are never updated, only inserted and deleted; the relay vacuums behind itself if its user owns the table, and
+//! autovacuum is set to follow closely.
+//!
+//! **Each topic answers for itself.** A round waits half a second for a topic. If other topics have events then, it
+//! goes on without that one: the call stays under way, nothing else of the topic is sent, and what the broker took is
+//! deleted when it says so. Meanwhile the shard is free: another relay may send the same events, which makes repeats. A
+//! topic that took nothing of eight keys or more is left alone for a second at first, for five in the end, and is then
+//! asked with an event a shard; it is back with the first that it takes. What may be under way in this way is bounded
+//! (4,000 events or 32 MiB a lane): beyond that, the oldest call is given up, and its topic asked again later.
 //!
 //! **A relay deletes without waiting for the disk** (`synchronous_commit = off`): what a crash of the server brings back is a repeat.
 //!
@@ -90,7 +108,9 @@
 //! same keys. `specversion`, which nobody here reads or writes, is for the header `ce_specversion`. The guide has the
 //! whole connector, and what differs. Rows are then yours to delete.
 
+mod calls;
 mod error;
+mod heads;
 mod lane;
 mod numbers;
 mod operator;
@@ -98,8 +118,9 @@ mod plan;
 mod queries;
 mod relay;
 mod row;
+mod settle;
+mod topics;
 mod vacuum;
-mod waiting;
 
 pub use error::OutboxError;
 pub use numbers::{Latency, Numbers};

@@ -38,7 +38,7 @@ pub struct Numbers {
     pub published: u64,
     /// How many it parked because the broker refused them.
     pub refused: u64,
-    /// How often a round met a broker that was not available for some or all events.
+    /// How often the broker was not available for some or all events of a topic that were sent to it.
     pub unavailable: u64,
     /// How long events took from the insert to the broker's answer: the rest of their transaction is a part of it.
     pub latency: Latency,

@@ -58,12 +58,14 @@ impl Batch {
 pub(super) struct Plan {
     /// What the broker has, with its age when it was read.
     pub(super) sent: Vec<(Place, Duration)>,
-    /// Keys that were parked because of what the broker has now.
-    pub(super) freed: Vec<Key>,
+    /// Keys that were parked because of what the broker has now, with their shards.
+    pub(super) freed: Vec<(i16, Key)>,
     /// To be put aside: with a reason what was refused, without one what comes behind it.
     pub(super) aside: Vec<(Place, Option<String>)>,
     /// The keys that are to be tried again, and why.
     pub(super) waiting: HashMap<Key, String>,
+    /// Whether the broker took anything, or refused it for good.
+    pub(super) took: bool,
 }
 
 impl Plan {
@@ -77,13 +79,14 @@ impl Plan {
             match answer {
                 Ok(()) => {
                     plan.sent.push((place, age));
-                    plan.freed.extend(followed.then_some(key));
+                    plan.freed.extend(followed.then_some((place.0, key)));
+                    plan.took = true;
                 }
                 Err(_) if plan.waiting.contains_key(&key) => {}
                 Err(_) if parked.contains(&key) => plan.aside.push((place, None)),
                 Err(PublishError::Refused(reason)) => {
-                    // The one character that Postgres does not take.
-                    plan.aside.push((place, Some(reason.replace('\0', " "))));
+                    plan.aside.push((place, Some(reason)));
+                    plan.took = true;
                     parked.insert(key);
                 }
                 Err(PublishError::Unavailable(reason)) => {
@@ -101,17 +104,7 @@ mod tests {
     use saga_core::{Encoded, message::Message};
 
     fn row(seq: i64, key: &str) -> Row {
-        let message = Message::event("orders", "t", key, &Encoded::null());
-        Row {
-            shard: 0,
-            seq,
-            age: Duration::ZERO,
-            behind: false,
-            followed: false,
-            outgoing: Ok(Outgoing { topic: "events".into(), message }),
-            topic: "events".into(),
-            key: key.into(),
-        }
+        Row::of_test("events", seq, Message::event("orders", "t", key, &Encoded::null()))
     }
 
     fn refused() -> Result<(), PublishError> {
@@ -162,7 +155,7 @@ mod tests {
         let rows = || vec![Row { followed: true, ..row(1, "a") }];
         assert_eq!(Plan::of(Batch::of(rows()).sending, vec![refused()]).freed, []);
         assert_eq!(Plan::of(Batch::of(rows()).sending, vec![unavailable()]).freed, []);
-        assert_eq!(Plan::of(Batch::of(rows()).sending, vec![Ok(())]).freed, [("events".into(), "a".into())]);
+        assert_eq!(Plan::of(Batch::of(rows()).sending, vec![Ok(())]).freed, [(0, ("events".into(), "a".into()))]);
     }
 
     #[test]

@@ -3,6 +3,6 @@
 crate::queries::queries! {
     OutboxQueries:
     publish publish_all
-    work lock read sent park vacuum
+    numbered writers heads work lock read sent park vacuum
     lag parked lock_parked lock_shard unpark unpark_topic discard free
 }

@@ -1,4 +1,4 @@
-use super::{Counters, Numbers, OutboxError, PgOutbox, SHARDS, lane::Lane, vacuum};
+use super::{Counters, Numbers, OutboxError, PgOutbox, SHARDS, calls::Calls, lane::Lane, topics::Topics, vacuum};
 use crate::{
     SetupError,
     connection::{Route, Settings},
@@ -31,7 +31,8 @@ impl RelayOptions {
         self
     }
 
-    /// How many events of one shard a round takes at most. Defaults to 200.
+    /// How many events of one shard a round takes at most. Of a topic it takes fewer at first, and fewer of one that is
+    /// slow. Defaults to 200.
     pub fn batch(mut self, events: u32) -> Self {
         self.batch = events.max(1);
         self
@@ -79,7 +80,6 @@ impl RelayOptions {
             let lane = Lane {
                 outbox: outbox.clone(),
                 route: route.clone(),
-                transport: transport.clone(),
                 shards,
                 batch,
                 poll,
@@ -87,7 +87,11 @@ impl RelayOptions {
                 counters: counters.clone(),
                 committed: inner.committed.subscribe(),
                 stopping: stopping.subscribe(),
-                waiting: Default::default(),
+                heads: Default::default(),
+                topics: Topics::new(batch),
+                calls: Calls::new(transport.clone(), &inner.tracing),
+                sent: Default::default(),
+                refused: Default::default(),
             };
             running.spawn(lane.run());
         }

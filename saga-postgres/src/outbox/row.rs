@@ -69,6 +69,17 @@ impl Row {
     }
 }
 
+#[cfg(test)]
+impl Row {
+    /// An event of shard 0.
+    pub(super) fn of_test(topic: &str, seq: i64, message: Message) -> Self {
+        let key = message.key.clone();
+        let outgoing = Ok(Outgoing { topic: topic.into(), message });
+        let (shard, age, topic) = (0, Duration::ZERO, topic.into());
+        Self { shard, seq, age, behind: false, followed: false, outgoing, topic, key }
+    }
+}
+
 fn map(text: Option<&str>) -> Result<BTreeMap<String, String>, serde_json::Error> {
     text.map_or_else(|| Ok(BTreeMap::new()), serde_json::from_str)
 }

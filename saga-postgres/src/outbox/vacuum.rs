@@ -1,7 +1,7 @@
 //! Dead rows, out of the relay's way.
 //!
-//! A relay reads at the head of the queue, which is where the dead rows are: a round passes them all, at some 30 milliseconds a million. Autovacuum looks
-//! once a minute at most, and a busy relay leaves that many in a minute.
+//! A relay passes them with each whole look at its queue, at some 30 milliseconds a million, and those of the last
+//! second with every look. Autovacuum looks once a minute at most, and a busy relay leaves a million in a minute.
 
 use super::{Counters, PgOutbox};
 use crate::{

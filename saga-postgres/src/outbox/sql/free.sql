@@ -1,8 +1,15 @@
--- Gives everything of some keys back to the relay, where it was in the order. Served by saga_outbox_parked_key.
+-- Gives everything of some keys back to the relay, where it was in the order. Served by saga_outbox_parked_key, key by
+-- key as in `sent`.
 WITH back AS (
     DELETE FROM {schema}.saga_outbox_parked p
     USING unnest($1::text[], $2::text[]) AS k (topic, key)
-    WHERE p.aggregatetype = k.topic AND p.aggregateid = k.key
+    CROSS JOIN LATERAL (
+        SELECT q.ctid AS place FROM {schema}.saga_outbox_parked q
+        WHERE q.aggregatetype = k.topic AND q.aggregateid = k.key
+        ORDER BY q.seq
+        OFFSET 0
+    ) q
+    WHERE p.ctid = q.place
     RETURNING p.*
 )
 INSERT INTO {schema}.saga_outbox

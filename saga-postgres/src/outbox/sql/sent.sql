@@ -1,4 +1,8 @@
--- Deletes what the broker has. Served by saga_outbox_pkey.
+-- Deletes what the broker has. Each row is looked up first, by saga_outbox_pkey: joined, a plan that is made while the
+-- table is empty would read all of it later on.
 DELETE FROM {schema}.saga_outbox o
 USING unnest($1::smallint[], $2::bigint[]) AS d (shard, seq)
-WHERE o.shard = d.shard AND o.seq = d.seq
+CROSS JOIN LATERAL (
+    SELECT w.ctid AS place FROM {schema}.saga_outbox w WHERE w.shard = d.shard AND w.seq = d.seq LIMIT 1
+) w
+WHERE o.ctid = w.place
