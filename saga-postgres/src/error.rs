@@ -118,6 +118,13 @@ pub enum SetupError {
     },
 }
 
+impl SetupError {
+    /// Whether the server, the database or the role has no place for another connection.
+    pub(crate) fn is_full(&self) -> bool {
+        matches!(self, Self::Unreachable { reason, .. } if reason.contains("(53300)"))
+    }
+}
+
 impl From<sqlx::Error> for SetupError {
     fn from(error: sqlx::Error) -> Self {
         Self::Postgres { reason: told(&error), source: error }

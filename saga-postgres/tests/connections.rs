@@ -539,6 +539,32 @@ async fn a_server_is_no_pooler_however_few_connections_it_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_with_less_room_than_was_asked_for_is_used_as_it_is() {
+    let postgres = testing::Postgres::private().await.unwrap();
+    let url = as_role(&postgres, &[]).await;
+    PgStore::connect(&url).await.unwrap().migrate().await.unwrap();
+    run(&postgres.url(), "ALTER ROLE app CONNECTION LIMIT 6").await;
+    let store = PgStore::options(&url).unwrap().connections(12).connect().await.unwrap();
+    let engine = Engine::builder(store.clone()).register::<Order>(()).unwrap().start().await.unwrap();
+    let orders = engine.sagas::<Order>();
+    let order = async |n: i32| {
+        let order = orders.submit(n.to_string(), n).await.unwrap();
+        // Callers ask for connections of their own beside it.
+        assert!(orders.find(&n.to_string()).await.unwrap().is_some());
+        order.outcome().await.unwrap()
+    };
+    for outcome in join_all((0..200).map(order)).await {
+        assert!(matches!(outcome, Outcome::Completed(_)), "{outcome:?}");
+    }
+    engine.shutdown(Duration::from_secs(60)).await;
+    // Where there is none at all, the server's own words say so.
+    drop(store);
+    run(&postgres.url(), "ALTER ROLE app CONNECTION LIMIT 0").await;
+    let refused = PgStore::connect(&url).await.unwrap_err().to_string();
+    assert!(refused.contains("too many connections"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_way_with_room_for_one_is_no_pooler_in_transaction_mode() {
     let Setup { url, schema, .. } = fresh(|_, sql| sql).await;
     let port = testing::shared().await.unwrap().port();

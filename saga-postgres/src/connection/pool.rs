@@ -16,11 +16,16 @@ use sqlx::{
     query::Query,
 };
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::time::{Instant, error::Elapsed, timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, error::Elapsed, timeout},
+};
 
+/// A server that had room for no more is asked again after so long.
+const FULL: Duration = Duration::from_secs(10);
 /// What was silent for so long when it was given up makes the others suspect.
 const SILENCE: Duration = Duration::from_secs(1);
 
@@ -31,6 +36,10 @@ pub(crate) type Sql<'q> = Query<'q, Postgres, PgArguments>;
 #[derive(Clone, Debug)]
 pub(crate) struct Connections {
     pool: Pool<Maker>,
+    size: usize,
+    /// Room for so many, less those that the server has none for.
+    room: Arc<Semaphore>,
+    narrow: Arc<Mutex<Narrow>>,
     route: Arc<Route>,
     patience: Duration,
 }
@@ -39,13 +48,13 @@ impl Connections {
     /// Opens none yet. `patience` is for a place and for each piece of work.
     pub(crate) fn new(route: Arc<Route>, size: u32, patience: Duration) -> Self {
         let maker = Maker { route: route.clone(), trusted_since: Mutex::new(Instant::now()) };
-        let size = usize::try_from(size.max(1)).unwrap_or(usize::MAX);
+        let size = usize::try_from(size.max(1)).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS);
         // Without time-outs of its own, it builds with whatever it is given.
         let config = managed::PoolConfig::new(size);
         let pool = Pool::builder(maker).config(config).build();
         #[allow(clippy::expect_used, reason = "it fails for time-outs without a runtime only, and has none")]
         let pool = pool.expect("a pool without time-outs");
-        Self { pool, route, patience }
+        Self { pool, size, room: Arc::new(Semaphore::new(size)), narrow: Arc::default(), route, patience }
     }
 
     /// A statement for these connections. Where they do not keep their sessions it has no name.
@@ -79,18 +88,68 @@ impl Connections {
     /// # Errors
     /// [`StoreError::Unavailable`].
     pub(crate) async fn take(&self) -> Result<Taken, StoreError> {
-        match timeout(self.patience, self.pool.get()).await {
-            Ok(Ok(place)) => Ok(Taken { place: Some(place), route: self.route.clone(), since: Instant::now() }),
-            Ok(Err(PoolError::Backend(error))) => Err(StoreError::Unavailable(error.to_string())),
-            Ok(Err(error)) => Err(StoreError::Unavailable(error.to_string())),
-            Err(_) => {
-                let (patience, size) = (self.patience, self.pool.status().max_size);
-                let reason =
-                    format!("no connection within {patience:?}: all {size} are busy, or the server does not answer");
-                Err(StoreError::Unavailable(reason))
+        timeout(self.patience, self.place()).await.unwrap_or_else(|_| {
+            let (patience, narrow) = (self.patience, self.narrow());
+            let busy = self.size - narrow.kept.len();
+            let why = match narrow.since {
+                Some(_) => format!("and the server has room for no more: {}", narrow.why),
+                None => "or the server does not answer".into(),
+            };
+            Err(StoreError::Unavailable(format!("no connection within {patience:?}: all {busy} are busy, {why}")))
+        })
+    }
+
+    /// Where the server has room for no more, those that there are are waited for.
+    async fn place(&self) -> Result<Taken, StoreError> {
+        loop {
+            self.widen();
+            // The semaphore is never closed.
+            let room = self.room.clone().acquire_owned().await.map_err(|_| gone())?;
+            match self.pool.get().await {
+                Ok(place) => {
+                    let (route, since) = (self.route.clone(), Instant::now());
+                    return Ok(Taken { place: Some(place), route, since, _room: room });
+                }
+                Err(PoolError::Backend(error)) if error.is_full() && self.without(room, &error) => {}
+                Err(error) => return Err(StoreError::Unavailable(error.to_string())),
             }
         }
     }
+
+    /// Does with one less for a while, if that is not the last one.
+    fn without(&self, room: OwnedSemaphorePermit, error: &SetupError) -> bool {
+        let mut narrow = self.narrow();
+        if narrow.kept.len() + 1 >= self.size {
+            return false;
+        }
+        if narrow.kept.is_empty() {
+            tracing::warn!(%error, "the store has to do with fewer connections than it was told");
+        }
+        narrow.kept.push(room);
+        (narrow.since, narrow.why) = (Some(Instant::now()), error.to_string());
+        true
+    }
+
+    fn narrow(&self) -> MutexGuard<'_, Narrow> {
+        self.narrow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// There may be room again.
+    fn widen(&self) {
+        let mut narrow = self.narrow();
+        if narrow.since.is_some_and(|since| since.elapsed() >= FULL) {
+            *narrow = Narrow::default();
+        }
+    }
+}
+
+/// What the server had no room for.
+#[derive(Debug, Default)]
+struct Narrow {
+    kept: Vec<OwnedSemaphorePermit>,
+    since: Option<Instant>,
+    /// What it says about it.
+    why: String,
 }
 
 fn gone() -> StoreError {
@@ -102,6 +161,7 @@ pub(crate) struct Taken {
     place: Option<Object<Maker>>,
     route: Arc<Route>,
     since: Instant,
+    _room: OwnedSemaphorePermit,
 }
 
 impl Taken {
