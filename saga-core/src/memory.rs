@@ -40,7 +40,7 @@ struct Row {
     started: Instant,
     owner: Option<WorkerId>,
     due: Option<Instant>,
-    writers: Vec<(WorkerId, i64)>,
+    writers: Vec<WorkerId>,
     /// How old its owner said it was when it was put back, and when that was.
     told: Option<(Duration, Instant)>,
     /// Who was lost with it; `None` who came back since.
@@ -97,14 +97,14 @@ impl Row {
         if append.entry.is_some()
             && let Some(writer) = self.writers.get(place)
         {
-            return if *writer == (worker, append.epoch) { Appended::Written } else { Appended::Lost };
+            return if *writer == worker { Appended::Written } else { Appended::Lost };
         }
         if self.owner != Some(worker) || self.record.epoch != append.epoch {
             return Appended::Lost;
         }
         if let Some(entry) = &append.entry {
             self.record.journal.push(entry.clone());
-            self.writers.push((worker, append.epoch));
+            self.writers.push(worker);
         }
         match &append.snapshot {
             SnapshotChange::None => {}

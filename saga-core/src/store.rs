@@ -129,7 +129,7 @@ pub enum Then {
 /// The answer to an [`Append`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Appended {
-    /// It stands, by this call or by an earlier one of the same worker under the same claim.
+    /// It stands, by this call or by an earlier one of the same worker.
     Written,
     /// Another transaction holds the row right now; nothing was written. Try again.
     Busy,

@@ -5,57 +5,48 @@ mod common;
 
 use common::{Setup, WAITS, definition, entry, fresh, start};
 use saga_core::{
-    SagaId, WorkerId,
+    WorkerId,
     machine::Status,
     store::{Append, Appended, Mail, Posted, Ripe, Room, Started, Store, StoreError, Then},
 };
-use saga_postgres::PgStore;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Postgres, Transaction};
+use sqlx::{Connection, PgConnection};
 use std::time::Duration;
 
 const LEASE: Duration = Duration::from_secs(60);
 /// The advisory lock at which an edited statement waits, between its snapshot and its row locks.
 const PAUSE: i64 = 4711;
 
-/// Makes the appends wait at [`PAUSE`], before they lock their worker's row.
+/// Makes the appends wait at [`PAUSE`].
 fn paused(name: &str, sql: String) -> String {
     match name {
-        "append" | "append_one" | "change_one" => {
-            sql.replace("FOR KEY SHARE", &format!("AND {WAITS} IS NOT NULL FOR KEY SHARE"))
-        }
+        "append" => sql.replace("    FROM unnest($2", &format!("    FROM {WAITS} AS pause, unnest($2")),
+        "append_one" | "change_one" => sql.replace("WHERE id = $2", &format!("WHERE id = $2 AND {WAITS} IS NOT NULL")),
         _ => sql,
     }
 }
 
 fn paused_without_the_fence(name: &str, sql: String) -> String {
-    paused(name, sql).replace("FOR KEY SHARE", "")
+    let paused = paused(name, sql);
+    match name {
+        "append" => paused.replace("    FOR NO KEY UPDATE OF s SKIP LOCKED\n", ""),
+        "append_one" | "change_one" => paused.replace("FOR NO KEY UPDATE SKIP LOCKED", ""),
+        _ => paused,
+    }
 }
 
-/// The same, and rows that change are not locked either.
-fn paused_without_any_lock(name: &str, sql: String) -> String {
-    paused_without_the_fence(name, sql).replace("    FOR NO KEY UPDATE OF s SKIP LOCKED\n", "")
+fn ended(append: Append) -> Append {
+    Append { status: Some(Status::Completed), then: Then::Release { due_in: None }, ..append }
 }
 
-/// What a zombie sends.
-#[derive(Clone, Copy)]
-enum Sends {
-    AnEntry,
-    AnEnd,
-}
-
-/// A former owner's append has its snapshot; then the saga changes hands; then the append goes on. It goes alone or with
-/// another one.
-async fn append_of_a_zombie(edit: fn(&str, String) -> String, sends: Sends, alone: bool) -> (Appended, usize) {
+/// A former owner's append has its snapshot; then the saga changes hands; then the append goes on. It adds an entry or
+/// is the end, and goes alone or with another one.
+async fn append_of_a_zombie(edit: fn(&str, String) -> String, is_end: bool, alone: bool) -> (Appended, usize) {
     let Setup { store, url, .. } = fresh(edit).await;
     let (zombie, heir) = (WorkerId::generate(), WorkerId::generate());
     store.join(zombie, LEASE, &[definition()]).await.unwrap();
     store.join(heir, LEASE, &[definition()]).await.unwrap();
-    let saga = start(&store, "k", Some(zombie)).await;
-    let other = start(&store, "other", Some(zombie)).await;
-    let append = match sends {
-        Sends::AnEntry => entry(saga, 1, 1),
-        Sends::AnEnd => ended(entry(saga, 1, 1)),
-    };
+    let (saga, other) = (start(&store, "k", Some(zombie)).await, start(&store, "other", Some(zombie)).await);
+    let append = if is_end { ended(entry(saga, 1, 1)) } else { entry(saga, 1, 1) };
     let batch = if alone { vec![append] } else { vec![append, entry(other, 1, 1)] };
     let mut gate = PgConnection::connect(&url).await.unwrap();
     sqlx::query("SELECT pg_advisory_lock($1)").bind(PAUSE).execute(&mut gate).await.unwrap();
@@ -72,98 +63,19 @@ async fn append_of_a_zombie(edit: fn(&str, String) -> String, sends: Sends, alon
     (answer, store.read(saga).await.unwrap().unwrap().journal.len())
 }
 
-fn ended(append: Append) -> Append {
-    Append { status: Some(Status::Completed), then: Then::Release { due_in: None }, ..append }
-}
-
 #[tokio::test]
 async fn rule_1_what_a_former_owner_sends_does_not_count() {
-    for sends in [Sends::AnEntry, Sends::AnEnd] {
-        for alone in [true, false] {
-            assert_eq!(append_of_a_zombie(paused, sends, alone).await, (Appended::Lost, 0));
-        }
+    for (is_end, alone) in [(false, false), (false, true), (true, false), (true, true)] {
+        assert_eq!(append_of_a_zombie(paused, is_end, alone).await, (Appended::Lost, 0), "{is_end} {alone}");
     }
 }
 
 #[tokio::test]
 async fn without_rule_1_a_join_on_owner_and_epoch_lets_a_zombie_through() {
-    for alone in [true, false] {
-        let through = append_of_a_zombie(paused_without_the_fence, Sends::AnEntry, alone).await;
-        assert_eq!(through, (Appended::Written, 1));
-        let through = append_of_a_zombie(paused_without_any_lock, Sends::AnEnd, alone).await;
-        assert_eq!(through, (Appended::Written, 1));
+    for (is_end, alone) in [(false, false), (false, true), (true, false), (true, true)] {
+        let through = append_of_a_zombie(paused_without_the_fence, is_end, alone).await;
+        assert_eq!(through, (Appended::Written, 1), "{is_end} {alone}");
     }
-}
-
-/// A worker's appends are under way in a transaction that is not committed yet.
-async fn under_way<'c>(
-    store: &PgStore,
-    other: &'c mut PgConnection,
-    worker: WorkerId,
-    saga: SagaId,
-) -> Transaction<'c, Postgres> {
-    let mut tx = other.begin().await.unwrap();
-    let append = store.statements().into_iter().find(|(name, _)| *name == "append_one").unwrap().1;
-    let append = sqlx::query(AssertSqlSafe(append)).bind(worker.as_uuid()).bind(saga.as_uuid()).bind(1_i64).bind(1_i32);
-    assert_eq!(append.bind(b"[]").fetch_all(&mut *tx).await.unwrap().len(), 1);
-    tx
-}
-
-#[tokio::test]
-async fn rule_1_a_burial_waits_for_what_is_being_written_and_a_heartbeat_does_not() {
-    let Setup { store, url, .. } = fresh(|_, sql| sql).await;
-    let (worker, heir) = (WorkerId::generate(), WorkerId::generate());
-    store.join(worker, LEASE, &[definition()]).await.unwrap();
-    store.join(heir, LEASE, &[definition()]).await.unwrap();
-    let saga = start(&store, "k", Some(worker)).await;
-    let mut other = PgConnection::connect(&url).await.unwrap();
-    let tx = under_way(&store, &mut other, worker, saga).await;
-    assert!(store.beat(worker, LEASE).await.unwrap());
-    assert!(matches!(store.leave(worker).await, Err(StoreError::Contention(_))), "it waits, and gives up");
-    assert!(matches!(store.returned(worker).await, Err(StoreError::Contention(_))), "so does one that comes back");
-    assert_eq!(store.sweep(10).await.unwrap(), 0);
-    tx.commit().await.unwrap();
-    store.leave(worker).await.unwrap();
-    assert_eq!(store.sweep(10).await.unwrap(), 1);
-    let record = store.claim(heir, &[definition()], Ripe::Due, Room::of(1)).await.unwrap().pop().unwrap();
-    assert_eq!(record.journal.len(), 1, "what was written before the burial is seen");
-}
-
-fn counts_any_claim_as_its_own(name: &str, sql: String) -> String {
-    if name == "append_written" { sql.replace("j.epoch", "s.epoch") } else { paused(name, sql) }
-}
-
-/// An append of an earlier claim by the same worker comes late, to the place where the worker writes under its new claim.
-async fn append_under_a_later_claim(edit: fn(&str, String) -> String) -> Appended {
-    let Setup { store, url, .. } = fresh(edit).await;
-    let worker = WorkerId::generate();
-    store.join(worker, LEASE, &[definition()]).await.unwrap();
-    let saga = start(&store, "k", Some(worker)).await;
-    let mut gate = PgConnection::connect(&url).await.unwrap();
-    sqlx::query("SELECT pg_advisory_lock($1)").bind(PAUSE).execute(&mut gate).await.unwrap();
-    let late = tokio::spawn({
-        let store = store.clone();
-        async move { store.append(worker, &[entry(saga, 1, 1)]).await.unwrap()[0] }
-    });
-    common::until_somebody_waits_for_an_advisory_lock(&mut gate).await;
-    store.disown(worker, &[(saga, 1)]).await.unwrap();
-    let record = store.claim(worker, &[definition()], Ripe::Due, Room::of(1)).await.unwrap().pop().unwrap();
-    sqlx::query("SELECT pg_advisory_unlock($1)").bind(PAUSE).execute(&mut gate).await.unwrap();
-    // Nothing of the sort is under way when the engine disowns. If it were: the journal has one writer at each place.
-    assert_eq!(late.await.unwrap(), Appended::Written);
-    let answer = store.append(worker, &[entry(saga, record.epoch, 1)]).await.unwrap()[0];
-    assert_eq!(store.read(saga).await.unwrap().unwrap().journal.len(), 1);
-    answer
-}
-
-#[tokio::test]
-async fn rule_5_what_was_written_under_an_earlier_claim_is_not_taken_for_ones_own() {
-    assert_eq!(append_under_a_later_claim(paused).await, Appended::Lost);
-}
-
-#[tokio::test]
-async fn without_the_epoch_in_the_journal_another_entry_is_taken_for_ones_own() {
-    assert_eq!(append_under_a_later_claim(counts_any_claim_as_its_own).await, Appended::Written);
 }
 
 #[tokio::test]
@@ -176,12 +88,10 @@ async fn rule_1_a_row_that_another_transaction_holds_is_busy_and_holds_up_no_nei
     let mut tx = other.begin().await.unwrap();
     let lock = format!("SELECT FROM {schema}.saga WHERE id = $1 FOR UPDATE");
     sqlx::query(sqlx::AssertSqlSafe(lock)).bind(held.as_uuid()).execute(&mut *tx).await.unwrap();
-    // An entry needs no row.
     let batch = [entry(held, 1, 1), entry(free, 1, 1)];
-    assert_eq!(store.append(worker, &batch).await.unwrap(), [Appended::Written, Appended::Written]);
-    let batch = [ended(entry(held, 1, 2)), ended(entry(free, 1, 2))];
     assert_eq!(store.append(worker, &batch).await.unwrap(), [Appended::Busy, Appended::Written]);
     assert_eq!(store.append(worker, &batch[..1]).await.unwrap(), [Appended::Busy], "alone as well");
+    assert_eq!(store.append(worker, &[ended(batch[0].clone())]).await.unwrap(), [Appended::Busy], "and its end");
     tx.rollback().await.unwrap();
     assert_eq!(store.append(worker, &batch[..1]).await.unwrap(), [Appended::Written]);
 }
@@ -204,7 +114,7 @@ async fn append_beside_open_mail(edit: fn(&str, String) -> String) -> Appended {
     let post = store.statements().into_iter().find(|(name, _)| *name == "post").unwrap().1;
     let posted = sqlx::query(sqlx::AssertSqlSafe(post)).bind(vec![saga.as_uuid()]).bind(vec!["m"]).bind(vec![b"{}"]);
     posted.execute(&mut *tx).await.unwrap();
-    store.append(worker, &[ended(entry(saga, 1, 1))]).await.unwrap()[0]
+    store.append(worker, &[entry(saga, 1, 1)]).await.unwrap()[0]
 }
 
 #[tokio::test]
@@ -328,7 +238,7 @@ async fn append_sent_again(edit: fn(&str, String) -> String) -> Appended {
     let worker = WorkerId::generate();
     store.join(worker, LEASE, &[definition()]).await.unwrap();
     let saga = start(&store, "k", Some(worker)).await;
-    let last = Append { status: Some(Status::Completed), then: Then::Release { due_in: None }, ..entry(saga, 1, 1) };
+    let last = ended(entry(saga, 1, 1));
     assert_eq!(store.append(worker, std::slice::from_ref(&last)).await.unwrap(), [Appended::Written]);
     store.append(worker, &[last]).await.unwrap()[0]
 }

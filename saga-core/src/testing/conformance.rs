@@ -213,7 +213,6 @@ cases! {
         a_batch_of_repeated_and_new_appends_is_written_once
         an_append_that_is_sent_twice_at_the_same_time_is_written_once
         a_place_that_another_worker_filled_is_lost
-        a_place_that_was_filled_under_an_earlier_claim_is_lost
         a_wrong_epoch_is_lost
         an_append_by_somebody_else_is_lost
         an_append_to_an_unknown_saga_is_lost

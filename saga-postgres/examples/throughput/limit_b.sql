@@ -7,175 +7,147 @@ WITH started AS (
     RETURNING id
 )
 SELECT array_agg(id)::text AS ids FROM started \gset
-WITH alive AS MATERIALIZED (
-    SELECT id FROM {schema}.saga_worker WHERE id = '00000000-0000-4000-8000-000000000001' FOR KEY SHARE
-), input AS MATERIALIZED (
-    SELECT i.*, s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed AND EXISTS (SELECT FROM alive) AS mine, i.release OR i.status IS NOT NULL AS changes
+WITH locked AS MATERIALIZED (
+    SELECT i.*, s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed AS mine
     FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(1, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 0,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(NULL::smallint, ARRAY[200])::smallint[], array_fill(false, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[], array_fill(0::bigint, ARRAY[200])::bigint[], array_fill(NULL::bytea, ARRAY[200])::bytea[])
          AS i (id, claimed, seq, entry, status, release, due_in_ms, age_ms, snapshot)
     JOIN {schema}.saga s ON s.id = i.id
-), locked AS MATERIALIZED (
-    SELECT s.id
-    FROM input i
-    JOIN {schema}.saga s ON s.id = i.id
-    WHERE i.mine AND i.changes AND s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed
+    ORDER BY s.id
     FOR NO KEY UPDATE OF s SKIP LOCKED
-), written AS MATERIALIZED (
-    SELECT * FROM input WHERE mine AND (NOT changes OR id IN (SELECT id FROM locked))
 ), journaled AS (
-    INSERT INTO {schema}.saga_journal (saga_id, seq, writer, epoch, entry)
-    SELECT id, seq, '00000000-0000-4000-8000-000000000001', claimed, entry FROM written WHERE entry IS NOT NULL
+    INSERT INTO {schema}.saga_journal (saga_id, seq, writer, entry)
+    SELECT id, seq, '00000000-0000-4000-8000-000000000001', entry FROM locked WHERE mine AND entry IS NOT NULL
 ), changed AS (
     UPDATE {schema}.saga s
-    SET status = coalesce(w.status, s.status),
-        owner = CASE WHEN NOT w.release THEN s.owner END,
-        due_at = CASE WHEN w.release THEN now() + w.due_in_ms * interval '1 millisecond' END,
-        due_from = CASE WHEN w.release AND w.due_in_ms IS NOT NULL THEN now() END,
-        age_ms = CASE WHEN w.release AND w.due_in_ms IS NOT NULL THEN w.age_ms END,
+    SET status = coalesce(l.status, s.status),
+        owner = CASE WHEN NOT l.release THEN s.owner END,
+        due_at = CASE WHEN l.release THEN now() + l.due_in_ms * interval '1 millisecond' END,
+        due_from = CASE WHEN l.release AND l.due_in_ms IS NOT NULL THEN now() END,
+        age_ms = CASE WHEN l.release AND l.due_in_ms IS NOT NULL THEN l.age_ms END,
         changed_at = now()
-    FROM written w
-    WHERE s.id = w.id AND w.changes
+    FROM locked l
+    WHERE s.id = l.id AND l.mine AND (l.release OR l.status IS NOT NULL)
 ), kept AS (
     INSERT INTO {schema}.saga_snapshot (saga_id, seq, state)
-    SELECT id, seq, snapshot FROM written WHERE snapshot <> ''
+    SELECT id, seq, snapshot FROM locked WHERE mine AND snapshot <> ''
     ON CONFLICT (saga_id) DO UPDATE SET seq = excluded.seq, state = excluded.state
 ), dropped AS (
     -- An empty one says that there is none any more.
-    DELETE FROM {schema}.saga_snapshot n USING written w WHERE n.saga_id = w.id AND w.snapshot = ''
+    DELETE FROM {schema}.saga_snapshot n USING locked l WHERE n.saga_id = l.id AND l.mine AND l.snapshot = ''
 ), folded AS (
     UPDATE {schema}.saga_mailbox m
     SET read_at = now()
-    FROM unnest('{}'::uuid[], '{}'::text[]) AS r (saga_id, message)
-    JOIN written w ON w.id = r.saga_id
-    WHERE m.saga_id = r.saga_id AND m.message = r.message
+    FROM (
+        SELECT saga_id, message, saga_id IN (SELECT id FROM locked WHERE mine) AS mine FROM unnest('{}'::uuid[], '{}'::text[]) AS r (saga_id, message)
+    ) r
+    WHERE m.saga_id = r.saga_id AND m.message = r.message AND r.mine
 )
-SELECT count(*) AS written FROM written \gset
-WITH alive AS MATERIALIZED (
-    SELECT id FROM {schema}.saga_worker WHERE id = '00000000-0000-4000-8000-000000000001' FOR KEY SHARE
-), input AS MATERIALIZED (
-    SELECT i.*, s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed AND EXISTS (SELECT FROM alive) AS mine, i.release OR i.status IS NOT NULL AS changes
+SELECT count(mine) AS written FROM locked \gset
+WITH locked AS MATERIALIZED (
+    SELECT i.*, s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed AS mine
     FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(2, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 1,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(NULL::smallint, ARRAY[200])::smallint[], array_fill(false, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[], array_fill(0::bigint, ARRAY[200])::bigint[], array_fill(NULL::bytea, ARRAY[200])::bytea[])
          AS i (id, claimed, seq, entry, status, release, due_in_ms, age_ms, snapshot)
     JOIN {schema}.saga s ON s.id = i.id
-), locked AS MATERIALIZED (
-    SELECT s.id
-    FROM input i
-    JOIN {schema}.saga s ON s.id = i.id
-    WHERE i.mine AND i.changes AND s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed
+    ORDER BY s.id
     FOR NO KEY UPDATE OF s SKIP LOCKED
-), written AS MATERIALIZED (
-    SELECT * FROM input WHERE mine AND (NOT changes OR id IN (SELECT id FROM locked))
 ), journaled AS (
-    INSERT INTO {schema}.saga_journal (saga_id, seq, writer, epoch, entry)
-    SELECT id, seq, '00000000-0000-4000-8000-000000000001', claimed, entry FROM written WHERE entry IS NOT NULL
+    INSERT INTO {schema}.saga_journal (saga_id, seq, writer, entry)
+    SELECT id, seq, '00000000-0000-4000-8000-000000000001', entry FROM locked WHERE mine AND entry IS NOT NULL
 ), changed AS (
     UPDATE {schema}.saga s
-    SET status = coalesce(w.status, s.status),
-        owner = CASE WHEN NOT w.release THEN s.owner END,
-        due_at = CASE WHEN w.release THEN now() + w.due_in_ms * interval '1 millisecond' END,
-        due_from = CASE WHEN w.release AND w.due_in_ms IS NOT NULL THEN now() END,
-        age_ms = CASE WHEN w.release AND w.due_in_ms IS NOT NULL THEN w.age_ms END,
+    SET status = coalesce(l.status, s.status),
+        owner = CASE WHEN NOT l.release THEN s.owner END,
+        due_at = CASE WHEN l.release THEN now() + l.due_in_ms * interval '1 millisecond' END,
+        due_from = CASE WHEN l.release AND l.due_in_ms IS NOT NULL THEN now() END,
+        age_ms = CASE WHEN l.release AND l.due_in_ms IS NOT NULL THEN l.age_ms END,
         changed_at = now()
-    FROM written w
-    WHERE s.id = w.id AND w.changes
+    FROM locked l
+    WHERE s.id = l.id AND l.mine AND (l.release OR l.status IS NOT NULL)
 ), kept AS (
     INSERT INTO {schema}.saga_snapshot (saga_id, seq, state)
-    SELECT id, seq, snapshot FROM written WHERE snapshot <> ''
+    SELECT id, seq, snapshot FROM locked WHERE mine AND snapshot <> ''
     ON CONFLICT (saga_id) DO UPDATE SET seq = excluded.seq, state = excluded.state
 ), dropped AS (
     -- An empty one says that there is none any more.
-    DELETE FROM {schema}.saga_snapshot n USING written w WHERE n.saga_id = w.id AND w.snapshot = ''
+    DELETE FROM {schema}.saga_snapshot n USING locked l WHERE n.saga_id = l.id AND l.mine AND l.snapshot = ''
 ), folded AS (
     UPDATE {schema}.saga_mailbox m
     SET read_at = now()
-    FROM unnest('{}'::uuid[], '{}'::text[]) AS r (saga_id, message)
-    JOIN written w ON w.id = r.saga_id
-    WHERE m.saga_id = r.saga_id AND m.message = r.message
+    FROM (
+        SELECT saga_id, message, saga_id IN (SELECT id FROM locked WHERE mine) AS mine FROM unnest('{}'::uuid[], '{}'::text[]) AS r (saga_id, message)
+    ) r
+    WHERE m.saga_id = r.saga_id AND m.message = r.message AND r.mine
 )
-SELECT count(*) AS written FROM written \gset
-WITH alive AS MATERIALIZED (
-    SELECT id FROM {schema}.saga_worker WHERE id = '00000000-0000-4000-8000-000000000001' FOR KEY SHARE
-), input AS MATERIALIZED (
-    SELECT i.*, s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed AND EXISTS (SELECT FROM alive) AS mine, i.release OR i.status IS NOT NULL AS changes
+SELECT count(mine) AS written FROM locked \gset
+WITH locked AS MATERIALIZED (
+    SELECT i.*, s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed AS mine
     FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(3, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 2,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(NULL::smallint, ARRAY[200])::smallint[], array_fill(false, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[], array_fill(0::bigint, ARRAY[200])::bigint[], array_fill(NULL::bytea, ARRAY[200])::bytea[])
          AS i (id, claimed, seq, entry, status, release, due_in_ms, age_ms, snapshot)
     JOIN {schema}.saga s ON s.id = i.id
-), locked AS MATERIALIZED (
-    SELECT s.id
-    FROM input i
-    JOIN {schema}.saga s ON s.id = i.id
-    WHERE i.mine AND i.changes AND s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed
+    ORDER BY s.id
     FOR NO KEY UPDATE OF s SKIP LOCKED
-), written AS MATERIALIZED (
-    SELECT * FROM input WHERE mine AND (NOT changes OR id IN (SELECT id FROM locked))
 ), journaled AS (
-    INSERT INTO {schema}.saga_journal (saga_id, seq, writer, epoch, entry)
-    SELECT id, seq, '00000000-0000-4000-8000-000000000001', claimed, entry FROM written WHERE entry IS NOT NULL
+    INSERT INTO {schema}.saga_journal (saga_id, seq, writer, entry)
+    SELECT id, seq, '00000000-0000-4000-8000-000000000001', entry FROM locked WHERE mine AND entry IS NOT NULL
 ), changed AS (
     UPDATE {schema}.saga s
-    SET status = coalesce(w.status, s.status),
-        owner = CASE WHEN NOT w.release THEN s.owner END,
-        due_at = CASE WHEN w.release THEN now() + w.due_in_ms * interval '1 millisecond' END,
-        due_from = CASE WHEN w.release AND w.due_in_ms IS NOT NULL THEN now() END,
-        age_ms = CASE WHEN w.release AND w.due_in_ms IS NOT NULL THEN w.age_ms END,
+    SET status = coalesce(l.status, s.status),
+        owner = CASE WHEN NOT l.release THEN s.owner END,
+        due_at = CASE WHEN l.release THEN now() + l.due_in_ms * interval '1 millisecond' END,
+        due_from = CASE WHEN l.release AND l.due_in_ms IS NOT NULL THEN now() END,
+        age_ms = CASE WHEN l.release AND l.due_in_ms IS NOT NULL THEN l.age_ms END,
         changed_at = now()
-    FROM written w
-    WHERE s.id = w.id AND w.changes
+    FROM locked l
+    WHERE s.id = l.id AND l.mine AND (l.release OR l.status IS NOT NULL)
 ), kept AS (
     INSERT INTO {schema}.saga_snapshot (saga_id, seq, state)
-    SELECT id, seq, snapshot FROM written WHERE snapshot <> ''
+    SELECT id, seq, snapshot FROM locked WHERE mine AND snapshot <> ''
     ON CONFLICT (saga_id) DO UPDATE SET seq = excluded.seq, state = excluded.state
 ), dropped AS (
     -- An empty one says that there is none any more.
-    DELETE FROM {schema}.saga_snapshot n USING written w WHERE n.saga_id = w.id AND w.snapshot = ''
+    DELETE FROM {schema}.saga_snapshot n USING locked l WHERE n.saga_id = l.id AND l.mine AND l.snapshot = ''
 ), folded AS (
     UPDATE {schema}.saga_mailbox m
     SET read_at = now()
-    FROM unnest('{}'::uuid[], '{}'::text[]) AS r (saga_id, message)
-    JOIN written w ON w.id = r.saga_id
-    WHERE m.saga_id = r.saga_id AND m.message = r.message
+    FROM (
+        SELECT saga_id, message, saga_id IN (SELECT id FROM locked WHERE mine) AS mine FROM unnest('{}'::uuid[], '{}'::text[]) AS r (saga_id, message)
+    ) r
+    WHERE m.saga_id = r.saga_id AND m.message = r.message AND r.mine
 )
-SELECT count(*) AS written FROM written \gset
-WITH alive AS MATERIALIZED (
-    SELECT id FROM {schema}.saga_worker WHERE id = '00000000-0000-4000-8000-000000000001' FOR KEY SHARE
-), input AS MATERIALIZED (
-    SELECT i.*, s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed AND EXISTS (SELECT FROM alive) AS mine, i.release OR i.status IS NOT NULL AS changes
+SELECT count(mine) AS written FROM locked \gset
+WITH locked AS MATERIALIZED (
+    SELECT i.*, s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed AS mine
     FROM unnest(:ids::uuid[], array_fill(1::bigint, ARRAY[200])::bigint[], array_fill(4, ARRAY[200])::integer[], array_fill('[{"succeeded":{"step": 3,"output": null}}]'::bytea, ARRAY[200])::bytea[], array_fill(3::smallint, ARRAY[200])::smallint[], array_fill(true, ARRAY[200])::boolean[], array_fill(NULL::bigint, ARRAY[200])::bigint[], array_fill(0::bigint, ARRAY[200])::bigint[], array_fill(NULL::bytea, ARRAY[200])::bytea[])
          AS i (id, claimed, seq, entry, status, release, due_in_ms, age_ms, snapshot)
     JOIN {schema}.saga s ON s.id = i.id
-), locked AS MATERIALIZED (
-    SELECT s.id
-    FROM input i
-    JOIN {schema}.saga s ON s.id = i.id
-    WHERE i.mine AND i.changes AND s.owner = '00000000-0000-4000-8000-000000000001' AND s.epoch = i.claimed
+    ORDER BY s.id
     FOR NO KEY UPDATE OF s SKIP LOCKED
-), written AS MATERIALIZED (
-    SELECT * FROM input WHERE mine AND (NOT changes OR id IN (SELECT id FROM locked))
 ), journaled AS (
-    INSERT INTO {schema}.saga_journal (saga_id, seq, writer, epoch, entry)
-    SELECT id, seq, '00000000-0000-4000-8000-000000000001', claimed, entry FROM written WHERE entry IS NOT NULL
+    INSERT INTO {schema}.saga_journal (saga_id, seq, writer, entry)
+    SELECT id, seq, '00000000-0000-4000-8000-000000000001', entry FROM locked WHERE mine AND entry IS NOT NULL
 ), changed AS (
     UPDATE {schema}.saga s
-    SET status = coalesce(w.status, s.status),
-        owner = CASE WHEN NOT w.release THEN s.owner END,
-        due_at = CASE WHEN w.release THEN now() + w.due_in_ms * interval '1 millisecond' END,
-        due_from = CASE WHEN w.release AND w.due_in_ms IS NOT NULL THEN now() END,
-        age_ms = CASE WHEN w.release AND w.due_in_ms IS NOT NULL THEN w.age_ms END,
+    SET status = coalesce(l.status, s.status),
+        owner = CASE WHEN NOT l.release THEN s.owner END,
+        due_at = CASE WHEN l.release THEN now() + l.due_in_ms * interval '1 millisecond' END,
+        due_from = CASE WHEN l.release AND l.due_in_ms IS NOT NULL THEN now() END,
+        age_ms = CASE WHEN l.release AND l.due_in_ms IS NOT NULL THEN l.age_ms END,
         changed_at = now()
-    FROM written w
-    WHERE s.id = w.id AND w.changes
+    FROM locked l
+    WHERE s.id = l.id AND l.mine AND (l.release OR l.status IS NOT NULL)
 ), kept AS (
     INSERT INTO {schema}.saga_snapshot (saga_id, seq, state)
-    SELECT id, seq, snapshot FROM written WHERE snapshot <> ''
+    SELECT id, seq, snapshot FROM locked WHERE mine AND snapshot <> ''
     ON CONFLICT (saga_id) DO UPDATE SET seq = excluded.seq, state = excluded.state
 ), dropped AS (
     -- An empty one says that there is none any more.
-    DELETE FROM {schema}.saga_snapshot n USING written w WHERE n.saga_id = w.id AND w.snapshot = ''
+    DELETE FROM {schema}.saga_snapshot n USING locked l WHERE n.saga_id = l.id AND l.mine AND l.snapshot = ''
 ), folded AS (
     UPDATE {schema}.saga_mailbox m
     SET read_at = now()
-    FROM unnest('{}'::uuid[], '{}'::text[]) AS r (saga_id, message)
-    JOIN written w ON w.id = r.saga_id
-    WHERE m.saga_id = r.saga_id AND m.message = r.message
+    FROM (
+        SELECT saga_id, message, saga_id IN (SELECT id FROM locked WHERE mine) AS mine FROM unnest('{}'::uuid[], '{}'::text[]) AS r (saga_id, message)
+    ) r
+    WHERE m.saga_id = r.saga_id AND m.message = r.message AND r.mine
 )
-SELECT count(*) AS written FROM written \gset
+SELECT count(mine) AS written FROM locked \gset

@@ -50,7 +50,10 @@ impl Settings {
             // Rows that cannot be seen are an error, and not "nothing to do".
             ("row_security", "off".into()),
             ("plan_cache_mode", "force_generic_plan".into()),
+            // A plan may be made while the tables are empty, when to read all of one looks cheap. Each statement is
+            // written to go from row to row, by the keys.
             ("enable_seqscan", "off".into()),
+            ("enable_hashjoin", "off".into()),
             ("enable_mergejoin", "off".into()),
             ("jit", "off".into()),
             // A client that is gone is noticed by the server too.

@@ -14,9 +14,6 @@ ALTER TABLE {schema}.saga_mailbox
     ADD COLUMN IF NOT EXISTS version integer;
 COMMENT ON COLUMN {schema}.saga_mailbox.name IS 'of the saga; NULL if an earlier release posted it';
 
-ALTER TABLE {schema}.saga_journal ADD COLUMN IF NOT EXISTS epoch bigint;
-COMMENT ON COLUMN {schema}.saga_journal.epoch IS 'of the claim under which the writer wrote it; NULL of an earlier release';
-
 -- next transaction
 -- Serves the search for what waits for a time that will not come. The one that did so before looked to the planner like a way to find what is due,
 -- when little was due: it read all of it, in another order.

@@ -1,19 +1,5 @@
 //! Appends.
 //!
-//! # The fence
-//!
-//! A saga changes hands in four ways: its owner lets go of it, in an append; its worker is buried, and what it owned is swept; a claim takes what nobody
-//! owns; its own process gives it back, of which nothing is under way. What has to hold is that nothing counts which a former owner sends.
-//!
-//! - *The worker's row is the fence.* An append holds `FOR KEY SHARE` on it, in its own statement, and writes nothing where it is gone. Whoever buries a
-//!   worker removes that row first, and only then, in a later statement, touches its sagas. So the append waits for the burial and finds no row; or the
-//!   burial waits for the append, and what is read after it sees what was written. A heartbeat changes no key: it waits for no append.
-//! - *A saga's row is locked only if it changes*, and then owner and epoch are checked on its newest version.
-//! - *A journal has one writer at each place*, by its key. So even an entry that came through after its saga was given back would do no harm: it was
-//!   decided from the same journal, and who owns the saga now is refused at that place, and reads again. An entry has the claim that it was written
-//!   under, so that it is not taken for one's own under a later claim.
-//!
-//! `tests/rules.rs` has each interleaving, and what happens without the rule.
 
 use super::{
     PgStore,
@@ -23,7 +9,7 @@ use saga_core::{
     SagaId, WorkerId,
     store::{Append, Appended, SnapshotChange, StoreError, Then},
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 
 impl PgStore {
@@ -81,9 +67,6 @@ impl PgStore {
     }
 
     async fn append_all(&self, worker: WorkerId, batch: &[Append]) -> Result<HashMap<SagaId, Appended>, StoreError> {
-        // In the order of their ids no two batches wait for each other.
-        let mut batch: Vec<&Append> = batch.iter().collect();
-        batch.sort_unstable_by_key(|append| append.saga);
         let ids: Vec<Uuid> = batch.iter().map(|append| append.saga.as_uuid()).collect();
         let epochs: Vec<i64> = batch.iter().map(|append| append.epoch).collect();
         let seqs: Vec<i32> = batch.iter().map(|append| append.seq).collect();
@@ -109,11 +92,8 @@ impl PgStore {
         let rows = self.rows(sql.bind(read_by).bind(read).bind(ages).bind(snapshots)).await?;
         rows.iter()
             .map(|row| {
-                let answer = match (column::<bool>(row, "written")?, column::<bool>(row, "mine")?) {
-                    (true, _) => Appended::Written,
-                    (false, true) => Appended::Busy,
-                    (false, false) => Appended::Lost,
-                };
+                let mine = column::<bool>(row, "mine")?;
+                let answer = if mine { Appended::Written } else { Appended::Lost };
                 Ok((SagaId::from(column::<Uuid>(row, "id")?), answer))
             })
             .collect()
@@ -128,15 +108,13 @@ impl PgStore {
         let ids: Vec<Uuid> = open.iter().map(|append| append.saga.as_uuid()).collect();
         let seqs: Vec<i32> = open.iter().map(|append| append.seq).collect();
         let rows = self.rows(self.query(&self.queries().append_written).bind(ids).bind(seqs)).await?;
-        let epochs: HashMap<SagaId, i64> =
-            open.iter().filter(|append| append.entry.is_some()).map(|append| (append.saga, append.epoch)).collect();
+        let entries: HashSet<SagaId> =
+            open.iter().filter(|append| append.entry.is_some()).map(|append| append.saga).collect();
         rows.iter()
             .map(|row| {
                 let saga = SagaId::from(column::<Uuid>(row, "id")?);
-                let claim = (worker.as_uuid(), epochs.get(&saga).copied());
-                let writer = column::<Option<Uuid>>(row, "writer")?.filter(|_| claim.1.is_some());
-                let answer = match writer {
-                    Some(writer) if (writer, column(row, "epoch")?) == claim => Appended::Written,
+                let answer = match column::<Option<Uuid>>(row, "writer")?.filter(|_| entries.contains(&saga)) {
+                    Some(writer) if writer == worker.as_uuid() => Appended::Written,
                     Some(_) => Appended::Lost,
                     None if column::<bool>(row, "exists")? => Appended::Busy,
                     None => Appended::Lost,

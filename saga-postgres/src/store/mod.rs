@@ -365,8 +365,6 @@ impl Store for PgStore {
 
     async fn returned(&self, worker: WorkerId) -> Result<(), StoreError> {
         let (worker, queries, began) = (worker.as_uuid(), self.queries(), Instant::now());
-        // First its row: what it sent before and arrives late writes nothing from now on.
-        self.rows(self.query(&queries.leave).bind(worker)).await?;
         loop {
             let own = self.query(&queries.sweep).bind(vec![worker]).bind(AT_A_TIME).bind(true);
             let swept = self.query(&queries.returned_swept).bind(worker).bind(AT_A_TIME);
@@ -374,13 +372,14 @@ impl Store for PgStore {
             // Rows that somebody holds at this moment were passed over.
             let left = self.rows(self.query(&queries.returned_left).bind(worker)).await?;
             match left.first() {
-                Some(row) if !column::<bool>(row, "some")? => return Ok(()),
-                None => return Ok(()),
+                Some(row) if !column::<bool>(row, "some")? => break,
+                None => break,
                 _ if some > 0 => {}
                 _ if began.elapsed() < A_MOMENT => sleep(AGAIN).await,
                 _ => return Err(StoreError::Contention("somebody holds a saga of the worker that came back".into())),
             }
         }
+        self.rows(self.query(&queries.leave).bind(worker)).await.map(drop)
     }
 
     async fn sweep(&self, limit: usize) -> Result<usize, StoreError> {

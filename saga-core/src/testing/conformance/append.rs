@@ -180,16 +180,6 @@ async fn is_fenced_off(trial: &Trial, worker: WorkerId, saga: SagaId, epoch: i64
     Ok(())
 }
 
-pub(super) async fn a_place_that_was_filled_under_an_earlier_claim_is_lost(trial: Trial) -> Verdict {
-    let worker = trial.clerk().await?;
-    let saga = trial.begin_owned(worker, "k").await?;
-    trial.write(worker, &Append { then: Then::Release { due_in: DUE_NOW }, ..entry(saga, 1, 1, "first") }).await?;
-    let epoch = trial.claim_one(worker, saga).await?.epoch;
-    let answers = trial.append(worker, &[entry(saga, epoch, 1, "first")]).await?;
-    same("an append to a place that was filled before the claim", &answers[..], [Appended::Lost])?;
-    trial.has_journal(saga, &["first"]).await
-}
-
 pub(super) async fn a_wrong_epoch_is_lost(trial: Trial) -> Verdict {
     let worker = trial.clerk().await?;
     let saga = trial.begin_owned(worker, "k").await?;
