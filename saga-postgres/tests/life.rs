@@ -6,7 +6,7 @@ mod common;
 mod wire;
 
 use chrono::{DateTime, Utc};
-use common::{Setup, definition, fresh, start};
+use common::{Setup, WAITS, definition, fresh, start};
 use saga_core::{
     Cx, Engine, Out, Outcome, Saga, SagaBuilder, StepError, WorkerId,
     machine::Status,
@@ -429,10 +429,8 @@ async fn a_row_that_somebody_holds_keeps_nobody_from_being_found_dead() {
 /// Makes both wait at an advisory lock, between their snapshot and what they do.
 fn paused(name: &str, sql: String) -> String {
     match name {
-        "beat" => {
-            sql.replace("WHERE id = $1", "WHERE id = $1 AND (SELECT pg_advisory_xact_lock_shared(4711)) IS NOT NULL")
-        }
-        "bury" => sql.replacen("    FROM ", "    FROM (SELECT pg_advisory_xact_lock_shared(4711)) AS pause, ", 1),
+        "beat" => sql.replace("WHERE id = $1", &format!("WHERE id = $1 AND {WAITS} IS NOT NULL")),
+        "bury" => sql.replacen("    FROM ", &format!("    FROM {WAITS} AS pause, "), 1),
         _ => sql,
     }
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Setup, definition, entry, fresh, start};
+use common::{Setup, WAITS, definition, entry, fresh, start};
 use saga_core::{
     WorkerId,
     machine::Status,
@@ -19,8 +19,7 @@ const PAUSE: i64 = 4711;
 /// Makes the append wait at [`PAUSE`].
 fn paused(name: &str, sql: String) -> String {
     match name {
-        "append" => sql
-            .replace("    FROM unnest($2", "    FROM (SELECT pg_advisory_xact_lock_shared(4711)) AS pause, unnest($2"),
+        "append" => sql.replace("    FROM unnest($2", &format!("    FROM {WAITS} AS pause, unnest($2")),
         _ => sql,
     }
 }

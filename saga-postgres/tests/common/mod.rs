@@ -61,6 +61,9 @@ pub(crate) async fn until(store: &PgStore, sql: &str) {
     }
 }
 
+/// Where an edited statement waits, for as long as somebody has the lock 4711: a slow machine takes its time.
+pub(crate) const WAITS: &str = "(SELECT CASE WHEN set_config('lock_timeout', '0', true) IS NOT NULL THEN pg_advisory_xact_lock_shared(4711)::text END)";
+
 pub(crate) async fn until_somebody_waits_for_an_advisory_lock(connection: &mut PgConnection) {
     let began = Instant::now();
     let sql = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid = 4711";
