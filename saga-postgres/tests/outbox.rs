@@ -94,7 +94,7 @@ impl Setup {
     async fn until(&self, sql: &str) {
         let began = Instant::now();
         while !self.is_true(sql).await {
-            assert!(began.elapsed() < Duration::from_secs(20), "never: {sql}");
+            assert!(began.elapsed() < Duration::from_secs(120), "never: {sql}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -615,7 +615,7 @@ async fn a_database_that_crashes_is_waited_for_and_nothing_is_lost() {
         postgres.crash().await.unwrap();
         let began = Instant::now();
         while setup.pool.acquire().await.is_err() {
-            assert!(began.elapsed() < Duration::from_secs(20), "the database did not come back");
+            assert!(began.elapsed() < Duration::from_secs(120), "the database did not come back");
         }
     }
     setup.publish("a", 200).await;

@@ -36,9 +36,9 @@ fn data_dir(postgres: &Postgres) -> Result<PathBuf, &'static str> {
     postgres.data_dir().map(Path::to_owned).ok_or("a private server has a data directory")
 }
 
-/// Whether it comes true within 10 seconds.
+/// Whether it comes true within two minutes.
 fn soon(mut condition: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while Instant::now() < deadline {
         if condition() {
             return true;

@@ -75,7 +75,7 @@ impl Broker {
     pub(crate) async fn until(&self, what: &str, done: impl Fn(&Self) -> bool) {
         let began = Instant::now();
         while !done(self) {
-            assert!(began.elapsed() < Duration::from_secs(20), "never: {what}; there are {:?}", self.numbers());
+            assert!(began.elapsed() < Duration::from_secs(120), "never: {what}; there are {:?}", self.numbers());
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
