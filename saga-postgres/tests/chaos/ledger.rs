@@ -151,4 +151,4 @@ pub(crate) async fn under_way(pool: &PgPool, pid: i32) -> i64 {
     sqlx::query_scalar(sql).bind(pid).fetch_one(pool).await.unwrap()
 }
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
