@@ -173,7 +173,7 @@ pub struct Record {
 
 impl Record {
     /// How many bytes its input, snapshot and journal have.
-    pub(crate) fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         let snapshot = self.snapshot.as_ref().map_or(0, |snapshot| snapshot.state.len());
         self.input.as_str().len() + snapshot + self.journal.iter().map(Vec::len).sum::<usize>()
     }
@@ -344,7 +344,8 @@ pub trait Store: Send + Sync + 'static {
     async fn append(&self, worker: WorkerId, batch: &[Append]) -> Result<Vec<Appended>, StoreError>;
 
     /// Takes unowned sagas of these definitions that are `ripe`, as many as there is room for, and reads them: of the
-    /// due ones those that have been due longest. What a record has of its saga's mail may be less than all: the oldest.
+    /// due ones those that have been due longest. What a record has of its saga's mail may be less than all: the
+    /// oldest.
     async fn claim(
         &self,
         worker: WorkerId,
@@ -363,8 +364,8 @@ pub trait Store: Send + Sync + 'static {
     /// Puts messages into mailboxes. Answers one by one, in the batch's order.
     async fn post(&self, batch: &[Mail]) -> Result<Vec<Posted>, StoreError>;
 
-    /// Unread messages to sagas that `worker` owns, in the order of their arrival, at most `limit`. When there are more,
-    /// each of these sagas has its oldest ones among them.
+    /// Unread messages to sagas that `worker` owns, in the order of their arrival, at most `limit`. When there are
+    /// more, each of these sagas has its oldest ones among them.
     async fn mail(&self, worker: WorkerId, limit: usize) -> Result<Vec<Mail>, StoreError>;
 
     /// The saga of that name and key.

@@ -46,7 +46,7 @@ const MUTANTS: &[(&str, Edit, &str)] = &[
     ),
     (
         "a claim is not weighed",
-        |name, sql| replaced(name, sql, "claim_due", "due.bytes_before < $5::bigint", "$5::bigint IS NOT NULL"),
+        |name, sql| replaced(name, sql, "claim_due", "weighed.bytes_before < $5::bigint", "$5::bigint IS NOT NULL"),
         "claim::a_claim_takes_no_more_than_there_is_room_for_but_one_at_least",
     ),
     (

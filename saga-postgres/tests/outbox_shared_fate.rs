@@ -433,8 +433,8 @@ async fn a_key_that_is_not_taken_holds_up_no_other_whatever_it_has_waiting() {
     assert_eq!(bad, (0..5_000).collect::<Vec<_>>());
 }
 
-/// A transaction that began after another had committed, for the same key: its event comes later, also when the number of the first one was given out so early that
-/// all others of that time have long left.
+/// A transaction that began after another had committed, for the same key: its event comes later, also when the
+/// number of the first one was given out so early that all others of that time have long left.
 #[tokio::test]
 async fn an_event_that_was_numbered_early_is_not_overtaken_by_one_that_was_written_after_its_commit() {
     let setup = fresh().await;

@@ -58,7 +58,7 @@ async fn a_claim_walks_the_index_of_due_work_in_its_order_and_stops_at_its_limit
     assert!(plan.contains("Index Scan using saga_due"), "{plan}");
     assert!(!plan.contains("Seq Scan"), "{plan}");
     // The rows come out of the index in order: there is no sort below the lock, and no more rows are locked than are claimed.
-    let (lock, weighed) = (plan.find("LockRows").unwrap(), plan.find("Subquery Scan on due").unwrap());
+    let (lock, weighed) = (plan.find("LockRows").unwrap(), plan.find("Subquery Scan on weighed").unwrap());
     assert!(!plan[lock..weighed].contains("Sort"), "{plan}");
     assert!(plan.contains("LockRows (actual rows=50"), "{plan}");
 }

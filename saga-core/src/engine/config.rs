@@ -7,8 +7,8 @@ use tokio::sync::Semaphore;
 pub struct Config {
     /// How many sagas this process keeps in memory and works on at once; the others wait in the store. Defaults to 2048.
     pub sagas: usize,
-    /// How many bytes the sagas in memory may have: their inputs, outputs and journals. When there are more, this process
-    /// takes none in until some have ended. Defaults to 256 MiB.
+    /// How many bytes the sagas in memory may have: their inputs, outputs and journals. When there are more, this
+    /// process takes none in until some have ended. Defaults to 256 MiB.
     pub memory: usize,
     /// How many attempts (of steps and compensations) run at once. Defaults to 1024.
     pub attempts: usize,

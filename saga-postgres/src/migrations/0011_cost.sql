@@ -1,7 +1,7 @@
 -- What a saga costs does not grow with its past, nor with the letters of strangers.
 
--- One row for a saga whose journal is long, until it ends. The journal stays whole: a release that knows nothing of snapshots, or of the form of
--- this one, reads that.
+-- One row for a saga whose journal is long, until it ends. The journal stays whole: a release that knows nothing of
+-- snapshots, or of the form of this one, reads that.
 CREATE TABLE IF NOT EXISTS {schema}.saga_snapshot (
     saga_id uuid    PRIMARY KEY,
     seq     integer NOT NULL,
@@ -15,8 +15,8 @@ ALTER TABLE {schema}.saga_mailbox
 COMMENT ON COLUMN {schema}.saga_mailbox.name IS 'of the saga; NULL if an earlier release posted it';
 
 -- next transaction
--- Serves the search for what waits for a time that will not come. The one that did so before looked to the planner like a way to find what is due,
--- when little was due: it read all of it, in another order.
+-- Serves the search for what waits for a time that will not come. The one that did so before looked to the planner
+-- like a way to find what is due, when little was due: it read all of it, in another order.
 CREATE INDEX CONCURRENTLY IF NOT EXISTS saga_due_since ON {schema}.saga (due_from) WHERE due_from IS NOT NULL;
 
 -- next transaction

@@ -1,10 +1,11 @@
 -- Appends to journals, as their owner. Served by saga_pkey.
 --
--- The fence: each saga's row is locked first, and owner and epoch are checked on the row *so locked*, which is the newest version
--- however old this statement's snapshot is. All that is written comes from rows so locked and checked. A join on owner and epoch without the lock would let a
--- former owner's entry through whenever the claim changes between the snapshot and the insert. Rows that another
--- transaction holds are skipped, and answered as busy; locking in the order of ids lets no two batches wait for each other.
--- Owner and epoch are selected, and no condition: or a plan may be made that goes through all that the worker owns.
+-- The fence: each saga's row is locked first, and owner and epoch are checked on the row *so locked*, which is the
+-- newest version however old this statement's snapshot is. All that is written comes from rows so locked and checked.
+-- A join on owner and epoch without the lock would let a former owner's entry through whenever the claim changes
+-- between the snapshot and the insert. Rows that another transaction holds are skipped, and answered as busy; locking
+-- in the order of ids lets no two batches wait for each other. Owner and epoch are selected, and no condition: or a
+-- plan may be made that goes through all that the worker owns.
 WITH locked AS MATERIALIZED (
     SELECT i.*, s.owner = $1 AND s.epoch = i.claimed AS mine
     FROM unnest($2::uuid[], $3::bigint[], $4::integer[], $5::bytea[], $6::smallint[], $7::boolean[], $8::bigint[], $11::bigint[], $12::bytea[])

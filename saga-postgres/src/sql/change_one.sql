@@ -1,4 +1,5 @@
--- Appends to one journal, as its owner, and changes its saga's row: `append` in short, for what reads no mail. Served by saga_pkey.
+-- Appends to one journal, as its owner, and changes its saga's row: `append` in short, for what reads no mail. Served
+-- by saga_pkey.
 WITH locked AS MATERIALIZED (
     SELECT id, owner = $1 AND epoch = $3 AS mine FROM {schema}.saga WHERE id = $2 FOR NO KEY UPDATE SKIP LOCKED
 ), journaled AS (

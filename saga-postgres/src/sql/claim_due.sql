@@ -1,5 +1,7 @@
--- Claims unowned sagas that are due, those first that have been due longest: so many, and few enough bytes of what there is to read of them, but one
--- at least. Looks no further back than ten seconds before $6: what was due before that was claimed, unless it was committed late. Served by saga_due, whose order it follows, saga_pkey, saga_snapshot_pkey and saga_journal_pkey.
+-- Claims unowned sagas that are due, those first that have been due longest: so many, and few enough bytes of what
+-- there is to read of them, but one at least. Looks no further back than ten seconds before $6: what was due before
+-- that was claimed, unless it was committed late. Served by saga_due, whose order it follows, saga_pkey,
+-- saga_snapshot_pkey and saga_journal_pkey.
 WITH due AS MATERIALIZED (
     SELECT s.id, s.due_at, s.due_from, s.bytes
     FROM unnest($2::text[], $3::integer[]) AS d (name, version)
@@ -26,11 +28,11 @@ WITH due AS MATERIALIZED (
 )
 UPDATE {schema}.saga s
 SET owner = $1, epoch = s.epoch + 1, due_at = NULL, due_from = NULL
-FROM weighed due
-WHERE s.id = due.id AND due.bytes_before < $5::bigint
+FROM weighed
+WHERE s.id = weighed.id AND weighed.bytes_before < $5::bigint
 RETURNING s.id, s.name, s.version, s.key, s.status, s.input, s.epoch, s.lapses, s.lost_with,
           s.traceparent, s.tracestate, s.baggage, s.started_at, now() AS looked_at,
           (SELECT n.seq FROM {schema}.saga_snapshot n WHERE n.saga_id = s.id) AS snapshot_seq,
           (SELECT n.state FROM {schema}.saga_snapshot n WHERE n.saga_id = s.id) AS snapshot,
           -- Lengths, not instants: as old as it was when it was put there, and what it has waited since.
-          due.due_at AS was_due, s.age_ms + (extract(epoch FROM greatest(due.due_at - due.due_from, interval '0')) * 1000)::bigint AS told_ms
+          (SELECT count(*) FROM due) AS found, weighed.due_at AS was_due, s.age_ms + (extract(epoch FROM greatest(weighed.due_at - weighed.due_from, interval '0')) * 1000)::bigint AS told_ms

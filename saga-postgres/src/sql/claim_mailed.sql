@@ -1,6 +1,7 @@
--- Claims unowned sagas that have unread mail: also mail whose transaction committed just after the saga was released. Reads the letters to these
--- definitions alone, the oldest first, and no more of them than it takes, by number and by weight; and those of which an earlier release did not say whose they are. Served
--- by saga_mailbox_for, saga_mailbox_unread, saga_pkey, saga_snapshot_pkey and saga_journal_pkey.
+-- Claims unowned sagas that have unread mail: also mail whose transaction committed just after the saga was released.
+-- Reads the letters to these definitions alone, the oldest first, and no more of them than it takes, by number and by
+-- weight; and those of which an earlier release did not say whose they are. Served by saga_mailbox_for,
+-- saga_mailbox_unread, saga_pkey, saga_snapshot_pkey and saga_journal_pkey.
 WITH mailed AS MATERIALIZED (
     SELECT s.id, s.bytes
     FROM (
@@ -45,5 +46,6 @@ FROM weighed
 WHERE s.id = weighed.id AND weighed.bytes_before < $5::bigint
 RETURNING s.id, s.name, s.version, s.key, s.status, s.input, s.epoch, s.lapses, s.lost_with,
           s.traceparent, s.tracestate, s.baggage, s.started_at, now() AS looked_at,
+          (SELECT count(*) FROM mailed) AS found,
           (SELECT n.seq FROM {schema}.saga_snapshot n WHERE n.saga_id = s.id) AS snapshot_seq,
           (SELECT n.state FROM {schema}.saga_snapshot n WHERE n.saga_id = s.id) AS snapshot, s.age_ms AS told_ms

@@ -1,4 +1,5 @@
--- The journals of these sagas, each from behind an entry on: few enough bytes, but one entry at least. Served by saga_journal_pkey.
+-- The journals of these sagas, each from behind an entry on: few enough bytes, but one entry at least. Served by
+-- saga_journal_pkey.
 SELECT saga_id, seq, entry, at
 FROM (
     SELECT i.place, e.*, sum(e.bytes) OVER (ORDER BY i.place, e.seq) - e.bytes AS bytes_before

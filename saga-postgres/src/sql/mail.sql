@@ -1,5 +1,5 @@
--- Unread messages to sagas of one worker: of each saga the oldest before the next one of any, so many, and few enough bytes, but one at least.
--- Served by saga_owner and saga_mailbox_unread.
+-- Unread messages to sagas of one worker: of each saga the oldest before the next one of any, so many, and few enough
+-- bytes, but one at least. Served by saga_owner and saga_mailbox_unread.
 SELECT saga_id, message, body
 FROM (
     SELECT u.*, sum(u.bytes) OVER (ORDER BY u.turn, u.position) - u.bytes AS bytes_before

@@ -1,4 +1,5 @@
--- Posts messages; a second one of the same id is dropped. Reads the saga's row, locks nothing. Served by saga_pkey and saga_mailbox_pkey.
+-- Posts messages; a second one of the same id is dropped. Reads the saga's row, locks nothing. Served by saga_pkey
+-- and saga_mailbox_pkey.
 WITH input AS (
     SELECT * FROM unnest($1::uuid[], $2::text[], $3::bytea[]) WITH ORDINALITY AS i (saga_id, message, body, n)
 ), posted AS (

@@ -1,4 +1,5 @@
--- Unread messages to these sagas: of each the oldest before the next one of any, and few enough bytes. Served by saga_mailbox_unread.
+-- Unread messages to these sagas: of each the oldest before the next one of any, and few enough bytes. Served by
+-- saga_mailbox_unread.
 SELECT saga_id, message, body
 FROM (
     SELECT u.*, sum(u.bytes) OVER (ORDER BY u.turn, u.position) - u.bytes AS bytes_before

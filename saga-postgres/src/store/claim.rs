@@ -25,25 +25,55 @@ impl PgStore {
         ripe: Ripe,
         room: Room,
     ) -> Result<Vec<Record>, StoreError> {
-        let (names, versions) = unzipped(definitions)?;
-        let most = self.inner.portion.bytes().min(count(room.bytes));
-        let ask = |sql| {
-            let sql = self.query(sql).bind(worker.as_uuid()).bind(names.clone()).bind(versions.clone());
-            sql.bind(count(room.sagas)).bind(most)
-        };
-        let claimed = match ripe {
-            Ripe::Mailed => self.inner.portion.tried(self.rows(ask(&self.queries().claim_mailed)).await)?,
-            Ripe::Due => {
-                let look = self.heads().begin(worker, Instant::now());
-                let sql = ask(&self.queries().claim_due).bind(look.from);
-                let claimed = self.inner.portion.tried(self.rows(sql).await)?;
-                let due = claimed.iter().map(|row| column::<DateTime<Utc>>(row, "was_due"));
-                let due = due.collect::<Result<Vec<_>, _>>()?;
-                self.heads().end(worker, look, due.into_iter().max(), Instant::now());
-                claimed
+        let mut taken: Vec<Record> = vec![];
+        loop {
+            let asked = (room.sagas - taken.len()).min(self.inner.portion.sagas());
+            let claimed = self.some(worker, definitions, ripe, Room { sagas: asked, ..room }).await;
+            let Ok((claimed, found)) = claimed else {
+                // What was taken before is not given back for that.
+                return if taken.is_empty() { claimed.map(|(claimed, _)| claimed) } else { Ok(taken) };
+            };
+            let some = claimed.len();
+            taken.extend(claimed);
+            // There were no more, or they are a load by now.
+            let bytes: usize = taken.iter().map(Record::bytes).sum();
+            if found < asked || some < found || taken.len() >= room.sagas || count(bytes) >= self.inner.portion.bytes()
+            {
+                return Ok(taken);
             }
+        }
+    }
+
+    /// One statement of a claim: what it took, and how many it found.
+    async fn some(
+        &self,
+        worker: WorkerId,
+        definitions: &[DefinitionId],
+        ripe: Ripe,
+        room: Room,
+    ) -> Result<(Vec<Record>, usize), StoreError> {
+        let (names, versions) = unzipped(definitions)?;
+        let sql = match ripe {
+            Ripe::Mailed => &self.queries().claim_mailed,
+            Ripe::Due => &self.queries().claim_due,
         };
-        self.records(claimed).await
+        let sql = self.query(sql).bind(worker.as_uuid()).bind(names).bind(versions).bind(count(room.sagas));
+        let sql = sql.bind(self.inner.portion.bytes().min(count(room.bytes)));
+        let look = (ripe == Ripe::Due).then(|| self.heads().begin(worker, Instant::now()));
+        let sql = match look {
+            Some(look) => sql.bind(look.from),
+            None => sql,
+        };
+        let claimed = self.inner.portion.tried(self.rows(sql).await)?;
+        if let Some(look) = look {
+            let due = claimed.iter().map(|row| column::<DateTime<Utc>>(row, "was_due"));
+            let last = due.collect::<Result<Vec<_>, _>>()?.into_iter().max();
+            self.heads().end(worker, look, last, Instant::now());
+        }
+        let found = claimed.first().map(|row| column::<i64>(row, "found")).transpose()?.unwrap_or_default();
+        let found = usize::try_from(found).unwrap_or_default();
+        self.inner.portion.held(found, claimed.len());
+        Ok((self.records(claimed).await?, found))
     }
 
     async fn records(&self, rows: Vec<PgRow>) -> Result<Vec<Record>, StoreError> {
