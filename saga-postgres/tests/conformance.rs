@@ -51,7 +51,7 @@ const MUTANTS: &[(&str, Edit, &str)] = &[
     ),
     (
         "the oldest mail comes first, whosever it is",
-        |name, sql| replaced(name, sql, "mail", "    ORDER BY u.turn, u.position\n", "    ORDER BY u.position\n"),
+        |name, sql| replaced(name, sql, "mail", "    ORDER BY u.turn, u.heavy, u.place\n", "    ORDER BY u.position\n"),
         "mailbox::a_saga_with_much_mail_keeps_no_other_from_its_own",
     ),
     (

@@ -3,10 +3,15 @@
 //! An idle engine commits at once; a busy one amortises. There is no timer to tune: the time that one statement takes is
 //! what gathers the next batch.
 
-use super::{Config, lease::Lease, rarely::Rarely, weight::Gate};
+use super::{
+    Config,
+    lease::Lease,
+    rarely::Rarely,
+    weight::{Gate, Turn},
+};
 use crate::{
     WorkerId,
-    store::{Append, Appended, Start, Started, Store, StoreError},
+    store::{Append, Appended, SnapshotChange, Start, Started, Store, StoreError},
 };
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -26,7 +31,7 @@ pub(crate) const AGAIN: Duration = Duration::from_millis(10);
 /// What got no answer and has so many bytes is sent again in halves.
 const MUCH: usize = 64 << 10;
 /// A key that somebody held is taken to be held for so long after that.
-const HELD: Duration = Duration::from_secs(1);
+const HELD: Duration = Duration::from_secs(15);
 /// So many statements at a time wait for somebody's transaction.
 const LANES: usize = 3;
 /// So many starts go together while it is looked for what is held.
@@ -37,7 +42,9 @@ const CONTENDED: u32 = 10;
 pub(crate) struct Committer {
     starts: mpsc::Sender<Waiting<Start, Started>>,
     appends: Vec<mpsc::UnboundedSender<Waiting<(Lease, Append), Appended>>>,
+    /// What is heavy passes it, appends one and starts the other.
     gate: Gate,
+    starts_gate: Gate,
 }
 
 /// Runs tasks for as long as the engine.
@@ -59,6 +66,8 @@ struct Waiting<T, A> {
     answer: oneshot::Sender<Result<A, StoreError>>,
     /// Since when somebody holds its row, and whether that was said.
     busy: Option<(Instant, Rarely)>,
+    /// Of what is heavy, until the store has answered: what somebody holds takes no turn from others.
+    turn: Turn,
 }
 
 impl Committer {
@@ -78,30 +87,35 @@ impl Committer {
             spawn.task(commit_appends(store.clone(), waiting, config.batch));
             appends
         });
-        Self { starts, appends: appends.collect(), gate: Gate::new() }
+        Self { starts, appends: appends.collect(), gate: Gate::new(), starts_gate: Gate::new() }
     }
 
     /// Resolves once the saga stands or is refused. Dropped meanwhile, it may still come to stand.
     pub(crate) async fn start(&self, entry: Start) -> Result<Started, StoreError> {
         let (answer, answered) = oneshot::channel();
         let stopped = || StoreError::Unavailable("the engine has stopped".into());
-        let _turn = self.gate.pass(entry.input.as_str().len()).await;
-        self.starts.send(Waiting { entry, answer, busy: None }).await.map_err(|_| stopped())?;
+        let turn = self.starts_gate.pass(entry.input.as_str().len()).await;
+        self.starts.send(Waiting { entry, answer, busy: None, turn }).await.map_err(|_| stopped())?;
         answered.await.map_err(|_| stopped())?
     }
 
-    /// What heavy appends pass before they are made, and hold until they are answered.
+    /// What heavy appends pass before they are made.
     pub(crate) const fn gate(&self) -> &Gate {
         &self.gate
     }
 
     /// The answer; an error only when the store refuses the entry itself. The sender is dropped when the engine stops.
-    pub(crate) fn append(&self, lease: &Lease, entry: Append) -> oneshot::Receiver<Result<Appended, StoreError>> {
+    pub(crate) fn append(
+        &self,
+        lease: &Lease,
+        entry: Append,
+        turn: Turn,
+    ) -> oneshot::Receiver<Result<Appended, StoreError>> {
         let (answer, answered) = oneshot::channel();
         // The low bits of a UUIDv7 are random.
         let shard = entry.saga.as_uuid().as_u128() as usize % self.appends.len();
         // A closed channel means that the engine stops; the caller sees that by its receiver.
-        let _ = self.appends[shard].send(Waiting { entry: (lease.clone(), entry), answer, busy: None });
+        let _ = self.appends[shard].send(Waiting { entry: (lease.clone(), entry), answer, busy: None, turn });
         answered
     }
 }
@@ -141,7 +155,11 @@ impl Write for Appends<'_> {
     type Answer = Appended;
     const THROUGH_CONTENTION: bool = true;
     fn weight(entry: &Append) -> usize {
-        entry.entry.as_ref().map_or(0, Vec::len)
+        let kept = match &entry.snapshot {
+            SnapshotChange::Replace(state) => state.len(),
+            SnapshotChange::None | SnapshotChange::Remove => 0,
+        };
+        kept + entry.entry.as_ref().map_or(0, Vec::len)
     }
     async fn write(&self, entries: &[Append]) -> Result<Vec<Appended>, StoreError> {
         self.0.append(self.1, entries).await
@@ -169,12 +187,14 @@ async fn commit_starts(
 
 /// Starts what can be started, and gives back the rest when somebody holds a key of it.
 async fn start_together(store: &dyn Store, waiting: Vec<Waiting<Start, Started>>) -> Vec<Waiting<Start, Started>> {
-    let (entries, answers): (Vec<_>, Vec<_>) = waiting.into_iter().map(|w| (w.entry, w.answer)).unzip();
+    let (turns, waiting): (Vec<_>, Vec<_>) = waiting.into_iter().map(|w| (w.turn, (w.entry, w.answer))).unzip();
+    let (entries, answers): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
     let written = write_until_answered(&entries, &answers, &Starts(store)).await;
+    drop(turns);
     let mut contended = vec![];
     for ((entry, answer), written) in entries.into_iter().zip(answers).zip(written) {
         match written {
-            Err(StoreError::Contention(_)) => contended.push(Waiting { entry, answer, busy: None }),
+            Err(StoreError::Contention(_)) => contended.push(Waiting { entry, answer, busy: None, turn: None }),
             written => drop(answer.send(written)),
         }
     }
@@ -231,9 +251,12 @@ impl Aside {
         futures::stream::iter(waiting).for_each_concurrent(PART, |waiting| aside.start(waiting)).await;
     }
 
-    async fn start(&self, Waiting { entry, answer, .. }: Waiting<Start, Started>) {
+    async fn start(&self, Waiting { entry, answer, turn, .. }: Waiting<Start, Started>) {
+        drop(turn);
         for attempt in 1.. {
-            let lane = self.lanes.acquire().await;
+            // Those that nobody was found to hold do not queue up behind those that somebody does.
+            let lanes = if self.is_held(&entry) { &self.lanes } else { &self.search };
+            let lane = lanes.acquire().await;
             let written = self.store.start(std::slice::from_ref(&entry)).await;
             drop(lane);
             match written {
@@ -284,19 +307,22 @@ async fn commit_appends(
             let mut entries = vec![];
             let mut answers = vec![];
             let mut held = vec![];
-            for Waiting { entry: (lease, entry), answer, busy } in waiting {
+            let mut turns = vec![];
+            for Waiting { entry: (lease, entry), answer, busy, turn } in waiting {
+                turns.push(turn);
                 leases.push(lease);
                 held.push(busy);
                 entries.push(entry);
                 answers.push(answer);
             }
             let written = write_until_answered(&entries, &answers, &Appends(&*store, worker)).await;
+            drop(turns);
             let all = leases.into_iter().zip(entries).zip(answers).zip(held).zip(written);
             for ((((lease, entry), answer), held), written) in all {
                 match written {
                     Ok(Appended::Busy) if !answer.is_closed() => {
                         let held = Some(still_busy(&entry, held));
-                        busy.push(Waiting { entry: (lease, entry), answer, busy: held });
+                        busy.push(Waiting { entry: (lease, entry), answer, busy: held, turn: None });
                     }
                     written => {
                         let _ = answer.send(written);
@@ -356,7 +382,7 @@ async fn write_until_answered<W: Write>(
                     }
                     // It may have been too much for the time there is.
                     let much = entries[part.clone()].iter().map(W::weight).sum::<usize>() >= MUCH;
-                    if much && part.len() > 1 && matches!(error, StoreError::Unavailable(_)) {
+                    if much && part.len() > 1 {
                         let middle = part.start + part.len() / 2;
                         parts.extend([part.start..middle, middle..part.end]);
                         break;

@@ -211,7 +211,7 @@ impl Drive {
         let (saga, epoch, seq) = (self.saga, self.epoch, self.seq + 1);
         let (age, snapshot) = (Duration::from_millis(self.age.0), SnapshotChange::None);
         let append = Append { saga, epoch, seq, entry: None, read: vec![], status: None, then, age, snapshot };
-        let _ = self.shared.committer.append(&self.lease, append).await;
+        let _ = self.shared.committer.append(&self.lease, append, None).await;
     }
 
     /// Runs until the saga ended, was released, or was lost.
@@ -647,15 +647,20 @@ impl Drive {
     /// Writes, and waits for the answer; `None` when the engine stops. The entry is made when its turn has come: what
     /// waits for that is not in memory twice.
     fn write(&mut self, append: Append, events: Vec<Event>) -> BoxFuture<'static, Option<Write>> {
-        let bytes = bytes_of(&events);
-        self.place.weight.add(bytes);
+        let kept = match &append.snapshot {
+            SnapshotChange::Replace(state) => state.len(),
+            SnapshotChange::None | SnapshotChange::Remove => 0,
+        };
+        let bytes = bytes_of(&events) + kept;
+        // What an attempt said is in the journal only.
+        self.place.weight.add(events.iter().map(Event::payload).sum());
         let (shared, lease) = (self.shared.clone(), self.lease.clone());
         Box::pin(async move {
-            let _turn = shared.committer.gate().pass(bytes).await;
+            let turn = shared.committer.gate().pass(bytes).await;
             // Events hold text and numbers only, which JSON can always express.
             let entry = if events.is_empty() { None } else { journal::encode(&events).ok() };
             drop(events);
-            shared.committer.append(&lease, Append { entry, ..append }).await.ok()
+            shared.committer.append(&lease, Append { entry, ..append }, turn).await.ok()
         })
     }
 
@@ -726,7 +731,7 @@ impl Drive {
         if parking_was_refused {
             let then = Then::Release { due_in: None };
             let mark = Append { read: vec![], then, ..append.clone() };
-            if let Ok(Ok(Appended::Written)) = self.shared.committer.append(&self.lease, mark).await {
+            if let Ok(Ok(Appended::Written)) = self.shared.committer.append(&self.lease, mark, None).await {
                 self.news.drain(..).for_each(|news| news.tell(self.saga, &self.name));
             }
             return None;

@@ -10,6 +10,9 @@ use crate::{
 /// enough to cost no more than the journal itself.
 const ENTRIES: usize = 64;
 
+/// A state that is larger is read from the journal: a short cut is not to be what cannot be written.
+const LARGEST: usize = 1 << 20;
+
 /// What was written since the last snapshot.
 #[derive(Debug, Default)]
 pub(super) struct SinceSnapshot {
@@ -37,6 +40,11 @@ impl SinceSnapshot {
         }
         // A state holds text and numbers only, which JSON can always express.
         let Ok(state) = state.to_bytes() else { return SnapshotChange::None };
+        if state.len() > LARGEST {
+            // It is looked at again when as much has been written as it has.
+            *self = Self { entries: 0, bytes: 0, snapshot: Some(state.len()) };
+            return SnapshotChange::None;
+        }
         *self = Self { snapshot: Some(state.len()), ..Self::default() };
         SnapshotChange::Replace(state)
     }

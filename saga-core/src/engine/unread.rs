@@ -83,7 +83,7 @@ pub(crate) async fn leave(
         shared.unread.forget(saga);
         parked(record)
     };
-    let _ = shared.committer.append(&lease, append).await;
+    let _ = shared.committer.append(&lease, append, None).await;
 }
 
 fn of(record: &Record) -> Append {

@@ -72,6 +72,9 @@ const UNDER_WAY: usize = 4 << 20;
 /// What one permit stands for.
 const UNIT: usize = 1 << 10;
 
+/// The turn of something heavy, for as long as it is kept.
+pub(crate) type Turn = Option<OwnedSemaphorePermit>;
+
 /// Lets so much pass at a time; what is light passes at once.
 #[derive(Clone, Debug)]
 pub(crate) struct Gate(Arc<Semaphore>);
@@ -82,7 +85,7 @@ impl Gate {
     }
 
     /// Waits for its turn, which lasts until what is returned is dropped.
-    pub(crate) async fn pass(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    pub(crate) async fn pass(&self, bytes: usize) -> Turn {
         if bytes < HEAVY {
             return None;
         }

@@ -4,7 +4,7 @@
 //! ends because the store fails.
 
 use super::{
-    Place, Shared,
+    Mailbox, Place, Shared,
     drive::{Drive, QUARANTINE},
     journal,
     lease::Lease,
@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     WorkerId,
+    definition::Process,
     machine::State,
     store::{DefinitionId, Hint, Record, Ripe, Room, Snapshot, StoreError},
 };
@@ -142,7 +143,7 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
                     let slots = room.drain(..claimed.len().min(room.len()));
                     let (mut lost, mut left) = (vec![], false);
                     for (record, slot) in claimed.into_iter().zip(slots) {
-                        match run(&shared, &lease, record, slot).await {
+                        match run(&shared, &lease, record, slot) {
                             Claimed::Runs => {}
                             Claimed::Lost(drive) => lost.push(*drive),
                             Claimed::Left => left = true,
@@ -201,7 +202,7 @@ enum Claimed {
     Left,
 }
 
-async fn run(shared: &Arc<Shared>, lease: &Lease, mut record: Record, slot: OwnedSemaphorePermit) -> Claimed {
+fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphorePermit) -> Claimed {
     let definition = DefinitionId { name: record.name.clone(), version: record.version };
     let Some(process) = shared.processes.get(&definition) else {
         // The store answered with what was not asked for. The next round gives it back.
@@ -209,20 +210,15 @@ async fn run(shared: &Arc<Shared>, lease: &Lease, mut record: Record, slot: Owne
         return Claimed::Left;
     };
     let (place, mailbox) = Place::take(shared, record.saga, slot);
-    let (ended, _) = watch::channel(None);
-    let graph = process.graph();
-    let beginning = match journal::beginning(graph, &record) {
-        Some(state) => state,
-        // The journal is there as well. The snapshot is one of the beginning, until it is written anew or removed.
-        None => {
-            let Some(whole) = shared.reread(lease, record.saga).await else { return Claimed::Left };
-            (record.snapshot, record.journal) = (Some(Snapshot { seq: 0, state: vec![] }), whole.journal);
-            State::new(graph)
-        }
+    let Some(beginning) = journal::beginning(process.graph(), &record) else {
+        let whole = run_from_its_journal(shared.clone(), lease.clone(), process.clone(), record, mailbox, place);
+        shared.spawn_drive(whole);
+        return Claimed::Runs;
     };
-    match journal::replay(graph, beginning, &record.journal) {
+    match journal::replay(process.graph(), beginning, &record.journal) {
         Ok(state) => {
             shared.unread.forget(record.saga);
+            let (ended, _) = watch::channel(None);
             let drive = Drive::new(process.clone(), lease.clone(), record, state, mailbox, ended, place);
             if drive.was_lost() {
                 return Claimed::Lost(Box::new(drive));
@@ -234,6 +230,33 @@ async fn run(shared: &Arc<Shared>, lease: &Lease, mut record: Record, slot: Owne
             shared.spawn_drive(unread::leave(shared.clone(), lease.clone(), record, error, (mailbox, place)));
             Claimed::Left
         }
+    }
+}
+
+/// A saga whose snapshot is of another release: its journal is there as well.
+async fn run_from_its_journal(
+    shared: Arc<Shared>,
+    lease: Lease,
+    process: Arc<dyn Process>,
+    mut record: Record,
+    mailbox: Mailbox,
+    place: Place,
+) {
+    let Some(whole) = shared.reread(&lease, record.saga).await else { return };
+    // It counts as one of the beginning, until it is written anew or removed.
+    (record.snapshot, record.journal) = (Some(Snapshot { seq: 0, state: vec![] }), whole.journal);
+    let graph = process.graph();
+    match journal::replay(graph, State::new(graph), &record.journal) {
+        Ok(state) => {
+            let (ended, _) = watch::channel(None);
+            let drive = Drive::new(process, lease, record, state, mailbox, ended, place);
+            if drive.was_lost() {
+                isolate(&shared, vec![drive]).await;
+            } else {
+                drive.run().await;
+            }
+        }
+        Err(error) => unread::leave(shared, lease, record, error, (mailbox, place)).await,
     }
 }
 

@@ -133,14 +133,20 @@ pub enum Event {
 }
 
 impl Event {
+    /// How many bytes of it stay in the state.
+    pub(crate) fn payload(&self) -> usize {
+        match self {
+            Self::Succeeded { output: payload, .. } | Self::Commanded { body: payload, .. } => payload.as_str().len(),
+            _ => 0,
+        }
+    }
+
     /// How many bytes it has in a journal, about.
     pub(crate) fn bytes(&self) -> usize {
         const AROUND_IT: usize = 64;
         AROUND_IT
             + match self {
-                Self::Succeeded { output: payload, .. } | Self::Commanded { body: payload, .. } => {
-                    payload.as_str().len()
-                }
+                Self::Succeeded { .. } | Self::Commanded { .. } => self.payload(),
                 Self::Retrying { error: text, .. }
                 | Self::Failed { error: text, .. }
                 | Self::Stuck { error: text, .. }

@@ -3,7 +3,8 @@
 -- weight; and those of which an earlier release did not say whose they are. Served by saga_mailbox_for,
 -- saga_mailbox_unread, saga_pkey, saga_snapshot_pkey and saga_journal_pkey.
 WITH mailed AS MATERIALIZED (
-    SELECT s.id, s.bytes
+    -- In any order: what is put back with its letters is not to be first each time.
+    SELECT s.id, s.bytes, random() AS place
     FROM (
         SELECT m.saga_id, m.position
         FROM unnest($2::text[], $3::integer[]) AS d (name, version)
@@ -31,7 +32,7 @@ WITH mailed AS MATERIALIZED (
     ) s
     LIMIT $4
 ), weighed AS (
-    SELECT mailed.id, sum(mailed.bytes + w.bytes) OVER (ORDER BY mailed.id) - mailed.bytes - w.bytes AS bytes_before
+    SELECT mailed.id, sum(mailed.bytes + w.bytes) OVER (ORDER BY mailed.place) - mailed.bytes - w.bytes AS bytes_before
     FROM mailed
     CROSS JOIN LATERAL (
         SELECT coalesce((SELECT octet_length(state) FROM {schema}.saga_snapshot WHERE saga_id = mailed.id), 0)

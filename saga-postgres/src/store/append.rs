@@ -73,7 +73,7 @@ impl PgStore {
         let entries: Vec<Option<&[u8]>> = batch.iter().map(|append| append.entry.as_deref()).collect();
         let statuses: Vec<Option<i16>> = batch.iter().map(|append| append.status.map(code)).collect();
         let releases: Vec<bool> = batch.iter().map(|append| append.then != Then::Keep).collect();
-        let due: Vec<Option<i64>> = batch.iter().map(|append| due_in(append)).collect();
+        let due: Vec<Option<i64>> = batch.iter().map(due_in).collect();
         let ages: Vec<i64> = batch.iter().map(|append| millis(append.age)).collect();
         let snapshots: Vec<Option<&[u8]>> = batch
             .iter()

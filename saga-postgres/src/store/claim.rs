@@ -27,7 +27,12 @@ impl PgStore {
     ) -> Result<Vec<Record>, StoreError> {
         let mut taken: Vec<Record> = vec![];
         loop {
-            let asked = (room.sagas - taken.len()).min(self.inner.portion.sagas());
+            let left = room.sagas - taken.len();
+            let asked = match ripe {
+                Ripe::Due => left.min(self.inner.portion.sagas()),
+                // Which of these can be run is not known yet: few of them could be all that cannot.
+                Ripe::Mailed => left,
+            };
             let claimed = self.some(worker, definitions, ripe, Room { sagas: asked, ..room }).await;
             let Ok((claimed, found)) = claimed else {
                 // What was taken before is not given back for that.
@@ -58,7 +63,7 @@ impl PgStore {
             Ripe::Due => &self.queries().claim_due,
         };
         let sql = self.query(sql).bind(worker.as_uuid()).bind(names).bind(versions).bind(count(room.sagas));
-        let sql = sql.bind(self.inner.portion.bytes().min(count(room.bytes)));
+        let sql = sql.bind(self.inner.portion.bytes().min(count(room.bytes)).max(1));
         let look = (ripe == Ripe::Due).then(|| self.heads().begin(worker, Instant::now()));
         let sql = match look {
             Some(look) => sql.bind(look.from),
@@ -72,7 +77,9 @@ impl PgStore {
         }
         let found = claimed.first().map(|row| column::<i64>(row, "found")).transpose()?.unwrap_or_default();
         let found = usize::try_from(found).unwrap_or_default();
-        self.inner.portion.held(found, claimed.len());
+        if ripe == Ripe::Due {
+            self.inner.portion.held(found, claimed.len());
+        }
         Ok((self.records(claimed).await?, found))
     }
 

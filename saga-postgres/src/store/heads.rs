@@ -28,6 +28,8 @@ pub(super) struct Heads(HashMap<WorkerId, Head>);
 struct Head {
     from: DateTime<Utc>,
     full_look_at: Instant,
+    /// When the last look ended.
+    ended: Instant,
 }
 
 /// A look that begins.
@@ -41,7 +43,10 @@ pub(super) struct Look {
 impl Heads {
     pub(super) fn begin(&self, worker: WorkerId, now: Instant) -> Look {
         match self.0.get(&worker) {
-            Some(head) if now < head.full_look_at => Look { from: head.from, full: false, began: now },
+            // Who has not looked for a while may have missed something.
+            Some(head) if now < head.full_look_at && now.duration_since(head.ended) < FULL_LOOK => {
+                Look { from: head.from, full: false, began: now }
+            }
             _ => Look { from: DateTime::UNIX_EPOCH, full: true, began: now },
         }
     }
@@ -53,8 +58,8 @@ impl Heads {
         }
         let from = last.unwrap_or(DateTime::<Utc>::MAX_UTC);
         let pause = (now.duration_since(look.began) * SHARE).clamp(FULL_LOOK, LONGEST);
-        let head = self.0.entry(worker).or_insert(Head { from, full_look_at: now + pause });
-        head.from = from;
+        let head = self.0.entry(worker).or_insert(Head { from, full_look_at: now + pause, ended: now });
+        (head.from, head.ended) = (from, now);
         if look.full {
             head.full_look_at = now + pause;
         }

@@ -37,8 +37,8 @@ impl Portion {
     pub(super) fn tried<T>(&self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
         let bytes = self.bytes();
         let next = match answer {
-            Err(StoreError::Unavailable(_)) => bytes / 4,
-            _ => bytes * 2,
+            Err(_) => bytes / 4,
+            Ok(_) => bytes * 2,
         };
         self.bytes.store(next.clamp(LEAST, MOST), Ordering::Relaxed);
         answer
