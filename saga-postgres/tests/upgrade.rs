@@ -505,10 +505,10 @@ async fn an_index_whose_building_was_broken_off_is_built_anew() {
                 sqlx::query_scalar(AssertSqlSafe(building.clone())).fetch_optional(&old.pool).await.unwrap();
             match pid {
                 Some(pid) => {
+                    // The one of the round before may still be there: until this one has ended.
                     sqlx::query("SELECT pg_terminate_backend($1)").bind(pid).execute(&old.pool).await.unwrap();
-                    break migrating.await.unwrap();
                 }
-                // It was quicker than the reader.
+                // Or it was quicker than the reader.
                 None if migrating.is_finished() => break migrating.await.unwrap(),
                 None => assert!(began.elapsed() < PATIENCE, "it builds nothing"),
             }
