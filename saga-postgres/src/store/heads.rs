@@ -90,7 +90,12 @@ mod tests {
         let (mut heads, worker, now) = (Heads::default(), WorkerId::generate(), Instant::now());
         let look = heads.begin(worker, now);
         heads.end(worker, look, None, now + Duration::from_secs(1));
-        assert!(!heads.begin(worker, now + Duration::from_secs(20)).full);
-        assert!(heads.begin(worker, now + Duration::from_secs(21)).full);
+        let full = (2..).map(|second| now + Duration::from_secs(second)).find(|at| {
+            let look = heads.begin(worker, *at);
+            heads.end(worker, look, None, *at);
+            look.full
+        });
+        assert_eq!(full, Some(now + Duration::from_secs(21)));
+        assert!(heads.begin(worker, now + Duration::from_secs(21) + FULL_LOOK).full, "nobody has looked for a while");
     }
 }
