@@ -104,6 +104,16 @@ pub enum SnapshotChange {
     Remove,
 }
 
+impl SnapshotChange {
+    /// How many bytes are to be written.
+    pub(crate) const fn bytes(&self) -> usize {
+        match self {
+            Self::Replace(state) => state.len(),
+            Self::None | Self::Remove => 0,
+        }
+    }
+}
+
 /// A saga's state at a place of its journal, to be read in the place of the entries up to there. The journal stays
 /// whole, and stays the truth: a release that cannot read the snapshot reads the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]

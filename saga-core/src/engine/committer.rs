@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     WorkerId,
-    store::{Append, Appended, SnapshotChange, Start, Started, Store, StoreError},
+    store::{Append, Appended, Start, Started, Store, StoreError},
 };
 use async_trait::async_trait;
 use futures::StreamExt;
@@ -155,11 +155,7 @@ impl Write for Appends<'_> {
     type Answer = Appended;
     const THROUGH_CONTENTION: bool = true;
     fn weight(entry: &Append) -> usize {
-        let kept = match &entry.snapshot {
-            SnapshotChange::Replace(state) => state.len(),
-            SnapshotChange::None | SnapshotChange::Remove => 0,
-        };
-        kept + entry.entry.as_ref().map_or(0, Vec::len)
+        entry.snapshot.bytes() + entry.entry.as_ref().map_or(0, Vec::len)
     }
     async fn write(&self, entries: &[Append]) -> Result<Vec<Appended>, StoreError> {
         self.0.append(self.1, entries).await
@@ -248,11 +244,12 @@ impl Aside {
 
     async fn one_by_one(self, waiting: Vec<Waiting<Start, Started>>) {
         let aside = &self;
+        // Whoever waits here takes no turn from others.
+        let waiting: Vec<_> = waiting.into_iter().map(|waiting| Waiting { turn: None, ..waiting }).collect();
         futures::stream::iter(waiting).for_each_concurrent(PART, |waiting| aside.start(waiting)).await;
     }
 
-    async fn start(&self, Waiting { entry, answer, turn, .. }: Waiting<Start, Started>) {
-        drop(turn);
+    async fn start(&self, Waiting { entry, answer, .. }: Waiting<Start, Started>) {
         for attempt in 1.. {
             // Those that nobody was found to hold do not queue up behind those that somebody does.
             let lanes = if self.is_held(&entry) { &self.lanes } else { &self.search };
@@ -270,6 +267,8 @@ impl Aside {
                 }
                 Err(StoreError::Unavailable(_)) if !answer.is_closed() => sleep(AGAIN).await,
                 written => {
+                    // Nobody holds it any more, or nobody did.
+                    self.held().remove(&(entry.name.clone(), entry.key.clone()));
                     let one = written.map(|answers| answers.into_iter().next());
                     let none = || StoreError::Unavailable("the store gave no answer".into());
                     let _ = answer.send(one.and_then(|one| one.ok_or_else(none)));
@@ -343,8 +342,8 @@ fn still_busy(entry: &Append, held: Option<(Instant, Rarely)>) -> (Instant, Rare
     (since, rarely)
 }
 
-/// Sends the same batch again until the store has answered it, halves it when the store refuses it, and so comes to one
-/// answer for each entry. Stops trying when nobody waits any more.
+/// Sends the same batch again until the store has answered it. Halves it when the store refuses it, and when it is heavy
+/// and got no answer; so it comes to one answer for each entry. Stops trying when nobody waits any more.
 async fn write_until_answered<W: Write>(
     entries: &[W::Entry],
     waiting: &[oneshot::Sender<Result<W::Answer, StoreError>>],

@@ -647,11 +647,7 @@ impl Drive {
     /// Writes, and waits for the answer; `None` when the engine stops. The entry is made when its turn has come: what
     /// waits for that is not in memory twice.
     fn write(&mut self, append: Append, events: Vec<Event>) -> BoxFuture<'static, Option<Write>> {
-        let kept = match &append.snapshot {
-            SnapshotChange::Replace(state) => state.len(),
-            SnapshotChange::None | SnapshotChange::Remove => 0,
-        };
-        let bytes = bytes_of(&events) + kept;
+        let bytes = bytes_of(&events) + append.snapshot.bytes();
         // What an attempt said is in the journal only.
         self.place.weight.add(events.iter().map(Event::payload).sum());
         let (shared, lease) = (self.shared.clone(), self.lease.clone());

@@ -1,8 +1,8 @@
 //! What is in memory, and what is under way to the store, is bounded by its weight as well as by its number.
 //!
-//! Sagas in memory weigh what was read or written of them: input, state, entries. While they weigh more than
-//! [`Config::memory`](super::Config::memory), none is claimed and none begins here; those that are here go on, and
-//! become lighter only by ending. What is written passes a narrow gate if it is heavy, so that what is light is never
+//! Sagas in memory weigh what was read of them, and the outputs and commands that they have made since. While they weigh
+//! more than [`Config::memory`](super::Config::memory), none is claimed and none begins here; those that are here go on,
+//! and become lighter only by leaving. What is written passes a narrow gate if it is heavy, so that what is light is never
 //! behind more than a little.
 
 use std::sync::{
@@ -29,13 +29,10 @@ impl Scales {
         self.most.saturating_sub(self.used.load(Ordering::Acquire))
     }
 
-    /// Waits for room, and says how much there is. For one caller at a time.
-    pub(crate) async fn room(&self) -> usize {
-        loop {
-            match self.left() {
-                0 => self.lighter.notified().await,
-                left => return left,
-            }
+    /// Waits for room. For one caller at a time.
+    pub(crate) async fn room(&self) {
+        while self.left() == 0 {
+            self.lighter.notified().await;
         }
     }
 }
@@ -66,7 +63,7 @@ impl Drop for Weight {
 }
 
 /// What has so many bytes, or more, is heavy.
-pub(crate) const HEAVY: usize = 4 << 10;
+const HEAVY: usize = 4 << 10;
 /// So many bytes of heavy things are under way at once, or one thing alone.
 const UNDER_WAY: usize = 4 << 20;
 /// What one permit stands for.
@@ -105,14 +102,14 @@ mod tests {
         let scales = Arc::new(Scales::new(10));
         let mut one = Weight::none(scales.clone());
         one.add(4);
-        assert_eq!(scales.room().now_or_never(), Some(6));
+        assert_eq!((scales.left(), scales.room().now_or_never()), (6, Some(())));
         let mut other = Weight::none(scales.clone());
         other.add(20);
         assert_eq!(scales.room().now_or_never(), None, "what is here may weigh more");
         drop(one);
         assert_eq!(scales.room().now_or_never(), None);
         drop(other);
-        assert_eq!(scales.room().now_or_never(), Some(10));
+        assert_eq!((scales.left(), scales.room().now_or_never()), (10, Some(())));
     }
 
     #[tokio::test]

@@ -211,24 +211,38 @@ fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphore
     };
     let (place, mailbox) = Place::take(shared, record.saga, slot);
     let Some(beginning) = journal::beginning(process.graph(), &record) else {
-        let whole = run_from_its_journal(shared.clone(), lease.clone(), process.clone(), record, mailbox, place);
+        let whole = run_from_its_journal(shared.clone(), lease.clone(), process.clone(), record, (mailbox, place));
         shared.spawn_drive(whole);
         return Claimed::Runs;
     };
+    match drive(shared, lease, process, record, beginning, (mailbox, place)) {
+        Some(drive) if drive.was_lost() => Claimed::Lost(Box::new(drive)),
+        Some(drive) => {
+            shared.spawn_drive(drive.run());
+            Claimed::Runs
+        }
+        None => Claimed::Left,
+    }
+}
+
+/// A saga as its journal goes on from there. One that cannot be read is left.
+fn drive(
+    shared: &Arc<Shared>,
+    lease: &Lease,
+    process: &Arc<dyn Process>,
+    record: Record,
+    beginning: State,
+    (mailbox, place): (Mailbox, Place),
+) -> Option<Drive> {
     match journal::replay(process.graph(), beginning, &record.journal) {
         Ok(state) => {
             shared.unread.forget(record.saga);
             let (ended, _) = watch::channel(None);
-            let drive = Drive::new(process.clone(), lease.clone(), record, state, mailbox, ended, place);
-            if drive.was_lost() {
-                return Claimed::Lost(Box::new(drive));
-            }
-            shared.spawn_drive(drive.run());
-            Claimed::Runs
+            Some(Drive::new(process.clone(), lease.clone(), record, state, mailbox, ended, place))
         }
         Err(error) => {
             shared.spawn_drive(unread::leave(shared.clone(), lease.clone(), record, error, (mailbox, place)));
-            Claimed::Left
+            None
         }
     }
 }
@@ -239,24 +253,16 @@ async fn run_from_its_journal(
     lease: Lease,
     process: Arc<dyn Process>,
     mut record: Record,
-    mailbox: Mailbox,
-    place: Place,
+    place: (Mailbox, Place),
 ) {
     let Some(whole) = shared.reread(&lease, record.saga).await else { return };
     // It counts as one of the beginning, until it is written anew or removed.
     (record.snapshot, record.journal) = (Some(Snapshot { seq: 0, state: vec![] }), whole.journal);
-    let graph = process.graph();
-    match journal::replay(graph, State::new(graph), &record.journal) {
-        Ok(state) => {
-            let (ended, _) = watch::channel(None);
-            let drive = Drive::new(process, lease, record, state, mailbox, ended, place);
-            if drive.was_lost() {
-                isolate(&shared, vec![drive]).await;
-            } else {
-                drive.run().await;
-            }
-        }
-        Err(error) => unread::leave(shared, lease, record, error, (mailbox, place)).await,
+    let beginning = State::new(process.graph());
+    match drive(&shared, &lease, &process, record, beginning, place) {
+        Some(drive) if drive.was_lost() => drop(isolate(&shared, vec![drive]).await),
+        Some(drive) => drive.run().await,
+        None => {}
     }
 }
 

@@ -1,5 +1,4 @@
 //! Appends.
-//!
 
 use super::{
     PgStore,

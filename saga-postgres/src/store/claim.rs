@@ -33,11 +33,8 @@ impl PgStore {
                 // Which of these can be run is not known yet: few of them could be all that cannot.
                 Ripe::Mailed => left,
             };
-            let claimed = self.some(worker, definitions, ripe, Room { sagas: asked, ..room }).await;
-            let Ok((claimed, found)) = claimed else {
-                // What was taken before is not given back for that.
-                return if taken.is_empty() { claimed.map(|(claimed, _)| claimed) } else { Ok(taken) };
-            };
+            // After an error the engine gives back all that it does not know of, and claims it again.
+            let (claimed, found) = self.some(worker, definitions, ripe, Room { sagas: asked, ..room }).await?;
             let some = claimed.len();
             taken.extend(claimed);
             // There were no more, or they are a load by now.

@@ -2,8 +2,8 @@
 //!
 //! Entries of what was claimed stay in the index until a vacuum removes them, and none does while somebody's long
 //! transaction may still see them. Each look from the beginning would read them all. So most looks begin where the last
-//! one ended, less ten seconds, and a full look is taken now and then: it finds what was written
-//! earlier and committed later than that, what was passed over because somebody held it, and what others put back.
+//! one ended, less ten seconds, and a full look is taken now and then. It finds what was written earlier and committed
+//! later than that, what was passed over because somebody held it, and what others put back.
 
 use chrono::{DateTime, Utc};
 use saga_core::WorkerId;
