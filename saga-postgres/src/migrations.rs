@@ -12,6 +12,13 @@
 //!
 //! Each part of a migration is a transaction of its own. One that would have to wait for a lock gives up soon and tries
 //! again, so that nobody queues behind it. Indexes are built concurrently.
+//!
+//! # Several processes at once
+//!
+//! Parts run one at a time, and a process that waits for its turn looks again whether another one has done its work.
+//! Only indexes are built outside of such a turn: Postgres sees to it that one process builds. What is left of one that
+//! died is dropped in a turn, behind a lock that a builder holds all the time. But it lets that lock go a moment
+//! *before* it commits that its index is valid, so there is one more look: whether a transaction is about to say so.
 
 use crate::{
     SetupError,
@@ -19,7 +26,10 @@ use crate::{
     error::{meaning_of, told},
 };
 use saga_core::store::StoreError;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Row, postgres::PgConnectOptions};
+use sqlx::{
+    AssertSqlSafe, Connection, PgConnection, PgPool, Row,
+    postgres::{PgConnectOptions, PgDatabaseError},
+};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -107,6 +117,21 @@ impl Migration {
             &format!("INSERT INTO {{schema}}.{book} (version) VALUES ({version}) ON CONFLICT DO NOTHING;\n"),
             schema,
         )
+    }
+}
+
+/// An index that is built concurrently.
+struct Index<'m> {
+    name: &'m str,
+    table: &'m str,
+}
+
+impl<'m> Index<'m> {
+    /// By the rest of its statement, from the name on.
+    fn of(statement: &'m str) -> Self {
+        let mut words = statement.split_whitespace();
+        let name = words.next().unwrap_or_default();
+        Self { name, table: words.nth(1).unwrap_or_default() }
     }
 }
 
@@ -205,8 +230,8 @@ async fn bring(connection: &mut PgConnection, schema: &str) -> Result<(), SetupE
         while let Some(part) = parts.next() {
             let noted = if parts.peek().is_none() { migration.noted(version, schema) } else { String::new() };
             let sql = in_schema(part, schema);
-            if part.contains(CONCURRENTLY) {
-                build_index(connection, schema, version, &sql).await?;
+            if let Some((_, index)) = part.split_once(CONCURRENTLY) {
+                build_index(connection, schema, version, &Index::of(index), &sql).await?;
                 in_a_transaction(connection, schema, version, &noted).await?;
             } else {
                 in_a_transaction(connection, schema, version, &(sql + &noted)).await?;
@@ -230,7 +255,7 @@ async fn in_a_transaction(
         let lock_ms = if tries % 10 == 0 { LONG_LOCK_MS } else { LOCK_MS };
         match once(connection, schema, version, sql, lock_ms).await {
             Ok(()) => return Ok(()),
-            Err(error) if matches!(meaning_of(&error), StoreError::Contention(_)) => {
+            Err(error) if is_a_race(&error) => {
                 if began.elapsed() >= reported {
                     reported += REPORTED_AFTER;
                     tracing::warn!(
@@ -270,44 +295,59 @@ async fn once(
 
 /// Builds an index beside what goes on. A process that dies while it does leaves one that is not valid, which is
 /// dropped.
-async fn build_index(connection: &mut PgConnection, schema: &str, version: i32, sql: &str) -> Result<(), SetupError> {
+async fn build_index(
+    connection: &mut PgConnection,
+    schema: &str,
+    version: i32,
+    index: &Index<'_>,
+    sql: &str,
+) -> Result<(), SetupError> {
     let failed = |source| SetupError::Migration { version, schema: schema.into(), reason: told(&source), source };
-    let name = sql.split_once(CONCURRENTLY).and_then(|(_, rest)| rest.split(' ').next()).unwrap_or_default();
-    let look = in_schema(
-        &format!(
-            "SELECT i.indisvalid AS valid, EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.index_relid = i.indexrelid) AS under_way
-             FROM pg_index i WHERE i.indexrelid = to_regclass('{{schema}}.{name}')"
-        ),
-        schema,
+    let Index { name, table } = index;
+    let valid = format!("SELECT indisvalid AS valid FROM pg_index WHERE indexrelid = to_regclass('{{schema}}.{name}')");
+    let drop = format!(
+        "LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE;
+         DO $$ BEGIN
+             IF EXISTS (
+                 SELECT FROM pg_index i JOIN pg_locks l ON l.transactionid = i.xmax
+                 WHERE i.indexrelid = to_regclass('{{schema}}.{name}')
+             ) THEN
+                 RAISE 'the index is about to be valid' USING ERRCODE = 'lock_not_available';
+             END IF;
+             IF NOT ({valid}) THEN
+                 DROP INDEX {{schema}}.{name};
+             END IF;
+         END $$;"
     );
+    let (valid, drop) = (in_schema(&valid, schema), in_schema(&drop, schema));
     loop {
-        let found =
-            sqlx::raw_sql(AssertSqlSafe(look.clone())).fetch_optional(&mut *connection).await.map_err(failed)?;
-        let found = found.map(|row| Ok((row.try_get("valid")?, row.try_get("under_way")?)));
-        let built = match found.transpose().map_err(failed)? {
-            Some((true, _)) => return Ok(()),
-            // By another process, or one whose connection is not yet known to be gone.
-            Some((false, true)) => {
-                sleep(PAUSE).await;
-                continue;
-            }
-            Some((false, false)) => {
-                let drop = in_schema(&format!("DROP INDEX CONCURRENTLY IF EXISTS {{schema}}.{name}"), schema);
-                sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut *connection).await
-            }
-            None => sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut *connection).await,
-        };
-        match built {
-            Ok(_) => {}
-            // Two processes at the same index: one of them looks again.
-            Err(error) if is_a_race(&error) => sleep(PAUSE).await,
-            Err(error) => return Err(failed(error)),
+        let found = sqlx::raw_sql(AssertSqlSafe(valid.clone())).fetch_optional(&mut *connection).await;
+        let found = found.and_then(|row| row.map(|row| row.try_get("valid")).transpose());
+        match found.map_err(failed)? {
+            Some(true) => return Ok(()),
+            Some(false) => in_a_transaction(connection, schema, 0, &drop).await?,
+            None => match sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut *connection).await {
+                Ok(_) => {}
+                // Two processes at the same index: one of them looks again.
+                Err(error) if is_a_race(&error) || is_there_already(&error) => sleep(PAUSE).await,
+                Err(error) => return Err(failed(error)),
+            },
         }
     }
 }
 
+/// Whether somebody else was at the same thing: a lock was not to be had, or two have written one row of the catalog,
+/// which Postgres calls an internal error. Done again, it goes well.
 fn is_a_race(error: &sqlx::Error) -> bool {
-    let code = error.as_database_error().and_then(|error| error.code());
+    let database = error.as_database_error().and_then(|error| error.try_downcast_ref::<PgDatabaseError>());
     matches!(meaning_of(error), StoreError::Contention(_))
-        || matches!(code.as_deref(), Some("42P07" | "23505" | "42704"))
+        || database.is_some_and(|database| match database.code() {
+            "23505" => database.schema() == Some("pg_catalog"),
+            "XX000" => matches!(database.routine(), Some("simple_heap_update" | "simple_heap_delete")),
+            _ => false,
+        })
+}
+
+fn is_there_already(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|error| error.code()).as_deref() == Some("42P07")
 }

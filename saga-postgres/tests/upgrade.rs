@@ -523,6 +523,60 @@ async fn an_index_whose_building_was_broken_off_is_built_anew() {
     old.has_its_indexes().await;
 }
 
+/// A role that cannot see what others do, and a builder that lets its lock go before it has committed.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_another_role_is_building_is_waited_for() {
+    let postgres = testing::Postgres::private().await.unwrap();
+    let mut admin = PgConnection::connect(&postgres.url()).await.unwrap();
+    for sql in ["CREATE ROLE app LOGIN", "CREATE DATABASE app OWNER app"] {
+        sqlx::raw_sql(sql).execute(&mut admin).await.unwrap();
+    }
+    let store = PgStore::connect(&format!("postgres://app@127.0.0.1:{}/app", postgres.port())).await.unwrap();
+    store.migrate().await.unwrap();
+    let url = postgres.url();
+    let url = format!("{}/app", url.rsplit_once('/').unwrap().0);
+    let (mut admin, mut reader) =
+        (PgConnection::connect(&url).await.unwrap(), PgConnection::connect(&url).await.unwrap());
+    let sql = PgStore::migrations("saga");
+    let build = sql.split(';').find(|sql| sql.contains("CREATE INDEX saga_outbox_parked_topic")).unwrap();
+    let build = build.rsplit_once("CREATE INDEX").unwrap().1;
+    for _ in 0..5 {
+        let unbuilt = "DELETE FROM saga.saga_addition WHERE version = 12; DROP INDEX saga.saga_outbox_parked_topic";
+        sqlx::raw_sql(unbuilt).execute(&mut admin).await.unwrap();
+        let mut tx = reader.begin().await.unwrap();
+        let snapshot = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM pg_class";
+        sqlx::raw_sql(snapshot).execute(&mut *tx).await.unwrap();
+        let build = format!("CREATE INDEX CONCURRENTLY {build}");
+        let mut builder = PgConnection::connect(&url).await.unwrap();
+        let building = tokio::spawn(async move { sqlx::raw_sql(AssertSqlSafe(build)).execute(&mut builder).await });
+        let until = async |admin: &mut PgConnection, sql: &str| {
+            let began = Instant::now();
+            while !sqlx::query_scalar::<_, bool>(AssertSqlSafe(sql.to_owned())).fetch_one(&mut *admin).await.unwrap() {
+                assert!(began.elapsed() < PATIENCE, "{sql}");
+                sleep(Duration::from_millis(2)).await;
+            }
+        };
+        let built =
+            "SELECT EXISTS (SELECT FROM pg_stat_progress_create_index WHERE phase = 'waiting for old snapshots')";
+        until(&mut admin, built).await;
+        let migrating = tokio::spawn({
+            let store = store.clone();
+            async move { store.migrate().await.unwrap() }
+        });
+        let waits =
+            "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'saga.saga_outbox_parked'::regclass AND NOT granted)";
+        until(&mut admin, waits).await;
+        let index = "SELECT indexrelid::bigint, indisvalid FROM pg_index WHERE indexrelid = 'saga.saga_outbox_parked_topic'::regclass";
+        let found: (i64, bool) = sqlx::query_as(index).fetch_one(&mut admin).await.unwrap();
+        assert!(!found.1);
+        tx.rollback().await.unwrap();
+        building.await.unwrap().unwrap();
+        migrating.await.unwrap();
+        store.ready().await.unwrap();
+        assert_eq!(sqlx::query_as::<_, (i64, bool)>(index).fetch_one(&mut admin).await.unwrap(), (found.0, true));
+    }
+}
+
 #[tokio::test]
 async fn what_is_printed_is_what_migrate_does() {
     let postgres = testing::shared().await.unwrap();

@@ -1,7 +1,7 @@
 //! A service as a process of its own: this very program, called as `ecommerce serve <name>`.
 
 use crate::{Result, telemetry};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use std::{
     process::{ExitStatus, Stdio},
     time::Duration,
@@ -9,7 +9,7 @@ use std::{
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, ChildStdin, Command},
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 pub struct Process {
@@ -38,18 +38,25 @@ impl Process {
         Ok(self.child.kill().await?)
     }
 
-    /// Stops it where it is, without its knowing; until it is thawed or killed.
-    pub fn freeze(&self) -> Result<()> {
-        self.signal(Signal::STOP)
+    /// Stops it where it is, without its knowing; until it is thawed or killed. Returns when it stands still: until all
+    /// its threads have heard of it, others go on.
+    pub async fn freeze(&self) -> Result<()> {
+        kill_process(self.pid()?, Signal::STOP)?;
+        // To look is all: it is its `Child` that waits for its end.
+        let look = WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let is_still = WaitIdOptions::STOPPED | WaitIdOptions::EXITED;
+        while waitid(WaitId::Pid(self.pid()?), look | is_still)?.is_none() {
+            sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
     }
 
     pub fn thaw(&self) -> Result<()> {
-        self.signal(Signal::CONT)
+        Ok(kill_process(self.pid()?, Signal::CONT)?)
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
-        let id = Pid::from_raw(self.id().cast_signed()).ok_or("a process that has ended")?;
-        Ok(kill_process(id, signal)?)
+    fn pid(&self) -> Result<Pid> {
+        Ok(Pid::from_raw(self.id().cast_signed()).ok_or("a process that has ended")?)
     }
 
     /// Starts it again, where it was.

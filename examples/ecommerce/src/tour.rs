@@ -133,7 +133,7 @@ impl Shop {
         println!("   somebody else is at the account of user 6: a charge has to wait");
         let order = self.order(6, 3, 2).await?;
         timeout(PATIENCE, account.awaited()).await??;
-        self.services.order.freeze()?;
+        self.services.order.freeze().await?;
         println!("   the charge is asked for; whoever asked is frozen, and does not hear the answer");
         account.end().await?;
         self.charged(6, before - 360_000).await?;
@@ -155,7 +155,7 @@ impl Shop {
         headline("7. A participant that answers twice");
         let before = self.balance(7).await?;
         let mut charges = Repeats::listen(way, broker, &self.services.payment.url).await?;
-        self.services.delivery.freeze()?;
+        self.services.delivery.freeze().await?;
         println!("   the delivery service is frozen, so that the order is still under way");
         let order = self.order(7, 3, 1).await?;
         self.charged(7, before - 180_000).await?;

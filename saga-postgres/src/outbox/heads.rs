@@ -22,7 +22,9 @@
 //!   in the other when the heads were read, in one statement. So its topic has a head, and no higher one.
 //!
 //! A topic may begin with many events of a key that is left alone. They are passed over too, until that key's time has
-//! come.
+//! come. If the key is then left alone again, they are passed over again, without a look at the heads. So heads are read
+//! without the keys that are being asked for again just now. And when a key is left alone that the heads know nothing
+//! of, they are read as soon as the looks have taken as much time as that takes.
 //!
 //! What has a settled number by no rule of ours (a row that somebody inserted with a number of his own) is found when
 //! the heads are next read.
@@ -54,12 +56,16 @@ pub(super) struct Heads {
     pub(super) topics: Vec<String>,
     /// the lowest number of each,
     first: Vec<i64>,
-    /// and the lowest one without those of keys that were left alone then,
+    /// and the lowest one without those of keys that were left alone then, or a moment before,
     open: Vec<i64>,
     /// which are these.
     passed: HashSet<Key>,
     settling: Option<Settling>,
     read_next: Option<Instant>,
+    /// How long it took to read them,
+    cost: Duration,
+    /// and how long all looks took since.
+    pub(super) spent: Duration,
 }
 
 /// A number that is settled when these transactions have ended.
@@ -79,7 +85,8 @@ impl Heads {
         shards: &[i16],
         limits: &Limits,
     ) -> Result<(), sqlx::Error> {
-        if self.read_next.is_some_and(|next| Instant::now() < next) {
+        let is_news = self.spent >= self.cost && !left_alone(limits).all(|key| self.passed.contains(&key));
+        if self.read_next.is_some_and(|next| Instant::now() < next) && !is_news {
             return Ok(());
         }
         let began = Instant::now();
@@ -108,8 +115,10 @@ impl Heads {
             self.read_next = Some(Instant::now() + SOON);
             return Ok(());
         }
-        let read = query(&queries.heads).bind(shards.to_vec()).bind(settled);
-        let read = read.bind(&limits.keys.0).bind(&limits.keys.1);
+        let keys = limits.keys.0.iter().chain(&limits.others.0).cloned();
+        let passed: Vec<Key> = keys.zip(limits.keys.1.iter().chain(&limits.others.1).cloned()).collect();
+        let (of, keys): (Vec<&str>, Vec<&str>) = passed.iter().map(|(topic, key)| (&**topic, &**key)).unzip();
+        let read = query(&queries.heads).bind(shards.to_vec()).bind(settled).bind(of).bind(keys);
         let rows = in_time(read.fetch_all(&mut *connection)).await?;
         let (mut shards, mut topics, mut first, mut open) = (vec![], vec![], vec![], vec![]);
         for row in rows {
@@ -119,21 +128,25 @@ impl Heads {
             open.push(row.try_get("open")?);
         }
         (self.settled, self.shards, self.topics, self.first, self.open) = (settled, shards, topics, first, open);
-        self.passed = limits.keys.0.iter().cloned().zip(limits.keys.1.iter().cloned()).collect();
-        self.read_next = Some(Instant::now() + PAUSE.max(began.elapsed() * REST));
+        self.passed = passed.into_iter().collect();
+        (self.cost, self.spent) = (began.elapsed(), Duration::ZERO);
+        self.read_next = Some(Instant::now() + PAUSE.max(self.cost * REST));
         Ok(())
     }
 
     /// Where each of the topics is to be read from: behind the events of keys that are left alone, as long as all those
     /// still are.
     pub(super) fn from(&self, limits: &Limits) -> Vec<i64> {
-        let left_alone: HashSet<(&str, &str)> =
-            limits.keys.0.iter().map(String::as_str).zip(limits.keys.1.iter().map(String::as_str)).collect();
-        let passed = self.passed.iter().map(|(topic, key)| (topic.as_str(), key.as_str()));
-        let back: HashSet<&str> = passed.filter(|key| !left_alone.contains(key)).map(|(topic, _)| topic).collect();
+        let left_alone: HashSet<Key> = left_alone(limits).collect();
+        let passed = self.passed.iter();
+        let back: HashSet<&str> = passed.filter(|key| !left_alone.contains(key)).map(|(topic, _)| &**topic).collect();
         let topics = self.topics.iter().zip(self.first.iter().zip(&self.open));
         topics.map(|(topic, (first, open))| *if back.contains(topic.as_str()) { first } else { open }).collect()
     }
+}
+
+fn left_alone(limits: &Limits) -> impl Iterator<Item = Key> {
+    limits.keys.0.iter().cloned().zip(limits.keys.1.iter().cloned())
 }
 
 #[cfg(all(test, feature = "testing"))]
@@ -271,10 +284,14 @@ mod tests {
         // The topic begins anew when all has been left alone so far.
         assert_eq!(from(&setup, &waiting("others")).last(), Some(&7));
         assert_eq!(from(&setup, &Limits::default()).last(), Some(&6));
-        setup.limits = waiting("events");
-        setup.look().await;
-        let alone = from(&setup, &waiting("events"));
-        assert_eq!(alone.iter().max(), Some(&7), "{alone:?}");
-        assert!(!alone.contains(&1) && from(&setup, &Limits::default()).contains(&1));
+        // Also when its time has just come as the heads are read: it may be left alone again.
+        let just_back = Limits { others: waiting("events").keys, ..Limits::default() };
+        for limits in [waiting("events"), just_back] {
+            setup.limits = limits;
+            setup.look().await;
+            let alone = from(&setup, &waiting("events"));
+            assert_eq!(alone.iter().max(), Some(&7), "{alone:?}");
+            assert!(!alone.contains(&1) && from(&setup, &Limits::default()).contains(&1));
+        }
     }
 }

@@ -173,25 +173,31 @@ impl Lane {
     }
 
     /// Those of its shards that have something to be read.
-    async fn work(&self, connection: &mut PgConnection, limits: &Limits) -> Result<Vec<i16>, sqlx::Error> {
+    async fn work(&mut self, connection: &mut PgConnection, limits: &Limits) -> Result<Vec<i16>, sqlx::Error> {
+        let began = tokio::time::Instant::now();
         let Heads { settled, shards, topics, .. } = &self.heads;
         let work = self.query(&self.outbox.inner.queries.work).bind(&self.shards).bind(settled);
         let work = work.bind(shards).bind(topics).bind(self.heads.from(limits)).bind(&limits.away).bind(&limits.keys.0);
-        shards_of(&in_time(work.bind(&limits.keys.1).fetch_all(connection)).await?)
+        let rows = in_time(work.bind(&limits.keys.1).fetch_all(connection)).await?;
+        self.heads.spent += began.elapsed();
+        shards_of(&rows)
     }
 
     async fn read(
-        &self,
+        &mut self,
         connection: &mut PgConnection,
         locked: &[i16],
         limits: &Limits,
     ) -> Result<Vec<Row>, sqlx::Error> {
+        let began = tokio::time::Instant::now();
         let Heads { settled, shards, topics, .. } = &self.heads;
         let read = self.query(&self.outbox.inner.queries.read).bind(locked).bind(settled);
         let read = read.bind(shards).bind(topics).bind(self.heads.from(limits)).bind(&limits.away).bind(&limits.keys.0);
         let read = read.bind(&limits.keys.1).bind(&limits.own.0).bind(&limits.own.1);
         let read = read.bind(i64::from(self.batch)).bind(BYTES).bind(limits.usual);
-        in_time(read.fetch_all(connection)).await?.iter().map(Row::read).collect()
+        let rows = in_time(read.fetch_all(connection)).await?;
+        self.heads.spent += began.elapsed();
+        rows.iter().map(Row::read).collect()
     }
 
     /// What happens if it ends anywhere: before the commit nothing is deleted, so what was sent is sent again, unless

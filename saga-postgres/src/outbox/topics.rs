@@ -19,6 +19,9 @@ const FIRST: u32 = 10;
 const AWAY: usize = 8;
 /// For how long a key is left alone, and a topic at first.
 const PAUSE: Duration = Duration::from_secs(1);
+/// For how long a key is remembered that is not left alone any more. When it is asked for again, it may well be left
+/// alone again.
+const KEPT: Duration = PAUSE;
 /// For how long a topic is left alone at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// So many keys of a topic may wait by themselves; with more of them the topic waits.
@@ -44,7 +47,7 @@ struct Topic {
     /// How often in a row it was found to be away.
     failures: u32,
     until: Option<Instant>,
-    /// The keys that are left alone, and until when.
+    /// The keys that are left alone, and until when; and those that were, for [as long](KEPT) again.
     keys: HashMap<String, Instant>,
 }
 
@@ -53,8 +56,10 @@ struct Topic {
 pub(super) struct Limits {
     /// The topics that are left alone.
     pub(super) away: Vec<String>,
-    /// The topics and the keys that are left alone.
+    /// The topics and the keys that are left alone,
     pub(super) keys: (Vec<String>, Vec<String>),
+    /// and those that were a moment ago, or will be when their topic comes back.
+    pub(super) others: (Vec<String>, Vec<String>),
     /// How much the others may have, if it is not the usual.
     pub(super) own: (Vec<String>, Vec<i64>),
     /// The usual.
@@ -71,19 +76,22 @@ impl Topics {
         let mut limits = Limits { usual: usual.into(), ..Limits::default() };
         let is_much = self.known.len() > MOST_TOPICS;
         self.known.retain(|_, topic| {
-            topic.keys.retain(|_, until| *until > now);
+            topic.keys.retain(|_, until| *until + KEPT > now);
             topic.until = topic.until.filter(|until| *until > now);
             let is_plain = topic.keys.is_empty() && topic.failures == 0 && !topic.slow;
             topic.under_way || topic.until.is_some() || !is_plain || !is_much
         });
         for (name, topic) in &self.known {
-            if topic.under_way || topic.until.is_some() {
+            let is_away = topic.under_way || topic.until.is_some();
+            for (key, until) in &topic.keys {
+                let is_left_alone = !is_away && *until > now;
+                let (topics, keys) = if is_left_alone { &mut limits.keys } else { &mut limits.others };
+                topics.push(name.clone());
+                keys.push(key.clone());
+            }
+            if is_away {
                 limits.away.push(name.clone());
                 continue;
-            }
-            for key in topic.keys.keys() {
-                limits.keys.0.push(name.clone());
-                limits.keys.1.push(key.clone());
             }
             if topic.most != usual {
                 limits.own.0.push(name.clone());
@@ -95,8 +103,10 @@ impl Topics {
 
     /// When there may be something to read that is left alone now.
     pub(super) fn next(&self) -> Option<Instant> {
+        let now = Instant::now();
         let topics = self.known.values().filter(|topic| !topic.under_way);
-        topics.filter_map(|topic| topic.until.or_else(|| topic.keys.values().min().copied())).min()
+        let next_key = |topic: &Topic| topic.keys.values().filter(|until| **until > now).min().copied();
+        topics.filter_map(|topic| topic.until.or_else(|| next_key(topic))).min()
     }
 
     /// Events of it are on their way.
@@ -156,6 +166,9 @@ impl Topics {
         }
         for key in keys {
             if topic.keys.len() >= MOST_KEYS {
+                topic.keys.retain(|_, until| *until > now);
+            }
+            if topic.keys.len() >= MOST_KEYS {
                 topic.until = topic.until.or(Some(now + PAUSE));
                 break;
             }
@@ -208,9 +221,32 @@ mod tests {
         let limits = topics.now();
         assert_eq!((limits.away, limits.keys), (vec![], (vec!["events".to_owned()], vec!["0".to_owned()])));
         assert_eq!(topics.next(), Some(Instant::now() + PAUSE));
+        assert_eq!(limits.others, (vec![], vec![]));
         advance(PAUSE).await;
-        assert_eq!(topics.now().keys, (vec![], vec![]));
+        let limits = topics.now();
+        assert_eq!((limits.keys.1.len(), limits.others.1), (0, vec!["0".to_owned()]));
         assert_eq!(topics.next(), None);
+        advance(KEPT).await;
+        assert_eq!(topics.now().others, (vec![], vec![]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_keys_of_a_topic_that_is_left_alone_are_remembered() {
+        let mut topics = Topics::new(200);
+        topics.answered("events", true, true, keys(1).iter());
+        topics.called("events");
+        let limits = topics.now();
+        assert_eq!((limits.keys.1.len(), limits.others.1), (0, vec!["0".to_owned()]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn keys_that_are_only_remembered_make_room() {
+        let mut topics = Topics::new(200);
+        for _ in 0..2 {
+            topics.answered("events", true, true, keys(MOST_KEYS).iter());
+            assert_eq!((topics.now().away, topics.now().keys.1.len()), (vec![], MOST_KEYS));
+            advance(PAUSE).await;
+        }
     }
 
     #[tokio::test(start_paused = true)]
