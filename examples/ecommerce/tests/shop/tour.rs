@@ -49,13 +49,22 @@ async fn the_tours_output_is_the_same_over_http_the_embedded_broker_and_a_real_o
     assert_eq!(story(&over_http), story(&real));
 }
 
-/// What a tour told on stdout; on stderr it has nothing to say.
+/// What a tour told on stdout; on stderr it has nothing to say, but how slow the machine was.
 fn assert_told(tour: &Output) -> String {
-    let told = String::from_utf8_lossy(&tour.stdout).into_owned();
-    assert!(tour.status.success(), "{told}\n{}", String::from_utf8_lossy(&tour.stderr));
-    assert_eq!(String::from_utf8_lossy(&tour.stderr), "", "nothing is mixed into the story");
-    told
+    let (told, said) = (String::from_utf8_lossy(&tour.stdout), String::from_utf8_lossy(&tour.stderr));
+    assert!(tour.status.success(), "{told}\n{said}");
+    let said: Vec<&str> = said.lines().filter(|line| !IS_SLOW.iter().any(|words| line.contains(words))).collect();
+    assert_eq!(said, [""; 0], "nothing is mixed into the story");
+    told.into_owned()
 }
+
+/// What an engine warns of when its process, or the server, does not get to its work.
+const IS_SLOW: [&str; 4] = [
+    "the engine's runtime does not get to its tasks",
+    "the heartbeat was not answered",
+    "the lease lapsed: others take over",
+    "another transaction holds the saga's row",
+];
 
 /// What a tour told, without addresses, process ids and times. Whether somebody had to be waited for is a matter of time, too, and so is how a hundred orders
 /// at once went: a busy machine may take its time, and the order's process be taken for lost.
