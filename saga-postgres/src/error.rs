@@ -1,8 +1,11 @@
 use saga_core::store::StoreError;
 use sqlx::postgres::PgDatabaseError;
+use std::fmt;
 
 /// The store could not be set up.
-#[derive(Debug, thiserror::Error)]
+///
+/// Its `Debug` is the sentence as well: that is what a `main` shows which returns it.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum SetupError {
     /// The schema's name would need quoting.
@@ -116,6 +119,12 @@ pub enum SetupError {
         /// The last one that is known here.
         known: i32,
     },
+}
+
+impl fmt::Debug for SetupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl SetupError {

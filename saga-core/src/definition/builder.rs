@@ -320,8 +320,8 @@ impl<'s, S: Saga, K: StepKind, A> Step<'s, S, K, A> {
         self
     }
 
-    /// When an attempt that did not succeed is made again. Defaults to five attempts from 200 ms on, and for a retriable
-    /// step to 25 (some twenty minutes).
+    /// When an attempt that did not succeed is made again. Defaults to 48 attempts from 200 ms on, which takes 5
+    /// minutes at least, and for a retriable step to 25, which takes 8.
     pub fn retry(mut self, retry: Retry) -> Self {
         self.node.forward.retry = retry;
         self
@@ -346,7 +346,8 @@ pub struct Uncompensated<'s, S: Saga, A, T, W = InProcess> {
 type Types<A, T, W> = PhantomData<fn() -> (A, T, W)>;
 
 impl<S: Saga, A, T, W> Uncompensated<'_, S, A, T, W> {
-    /// When an attempt to undo that did not succeed is made again. Defaults to 25 attempts (some twenty minutes); then the saga is parked.
+    /// When an attempt to undo that did not succeed is made again. Defaults to 25 attempts,
+    /// which takes 8 minutes at least; then the saga is parked.
     pub fn retry_compensation(self, retry: Retry) -> Self {
         self.saga.nodes[self.step].compensation.retry = retry;
         self

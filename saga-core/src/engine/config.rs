@@ -13,7 +13,7 @@ pub struct Config {
     /// How many attempts (of steps and compensations) run at once. Defaults to 1024.
     pub attempts: usize,
     /// How long this process may be silent before others take over its sagas. A shorter lease recovers sooner, a longer one
-    /// forgives longer pauses. It beats three times a lease. Defaults to 15 seconds.
+    /// forgives longer pauses. It beats three times a lease, and every two seconds at least. Defaults to 15 seconds.
     pub lease: Duration,
     /// How often it looks for due sagas, mail and ends of sagas that run elsewhere. Hints make that quicker, this makes it
     /// certain. Defaults to 500 milliseconds.

@@ -4,7 +4,7 @@
 //! runtime nor a store whose connections are all taken silences it. A store that lives in this process has no heart of
 //! its own: then it beats in the engine's runtime, by that runtime's clock.
 
-use super::{Shared, lease::Lease};
+use super::{Shared, lease::Lease, rarely::Rarely};
 use crate::{
     WorkerId,
     store::{Heart, Store, StoreError},
@@ -99,7 +99,7 @@ async fn keep(
 async fn until_lost(heart: &mut dyn Heart, lease: &Lease, length: Duration, pulse: Option<&Pulse>) {
     let (pause, patience) = ((length / 3).min(LONGEST_PAUSE), length / 3);
     let mut next = Instant::now() + pause;
-    let mut blocked = false;
+    let (mut blocked, mut rarely) = (false, Rarely::default());
     loop {
         // After a pause of the whole process both times have passed: the lease goes first.
         tokio::select! {
@@ -112,14 +112,18 @@ async fn until_lost(heart: &mut dyn Heart, lease: &Lease, length: Duration, puls
         let answered = timeout_at(lease.until().min(sent + patience), heart.beat(lease.worker(), length)).await;
         next = sent + pause;
         match answered {
-            Ok(Ok(true)) if lease.extend(sent + length) => {}
+            Ok(Ok(true)) if lease.extend(sent + length) => rarely.over(),
             Ok(Ok(_)) => return,
             Ok(Err(error)) => {
-                tracing::warn!(%error, worker = %lease.worker(), "the heartbeat failed: it is tried again until the lease lapses");
+                if rarely.now() {
+                    tracing::warn!(%error, worker = %lease.worker(), "the heartbeat failed: it is tried again until the lease lapses");
+                }
                 next = sent + pause / 4;
             }
             Err(_) => {
-                tracing::warn!(worker = %lease.worker(), "the heartbeat was not answered: it is tried again until the lease lapses");
+                if rarely.now() {
+                    tracing::warn!(worker = %lease.worker(), "the heartbeat was not answered: it is tried again until the lease lapses");
+                }
                 next = sent;
             }
         }

@@ -1,6 +1,6 @@
 //! Waiting for the end of sagas that run elsewhere: one query for all who wait.
 
-use super::Shared;
+use super::{Shared, rarely::Rarely};
 use crate::{SagaId, machine::Status, store::StoreError};
 use std::{
     collections::HashMap,
@@ -49,6 +49,7 @@ impl Outcomes {
 }
 
 pub(crate) async fn watch_outcomes(shared: Arc<Shared>) {
+    let mut rarely = Rarely::default();
     loop {
         let wanted = shared.outcomes.wanted();
         if wanted.is_empty() {
@@ -57,6 +58,7 @@ pub(crate) async fn watch_outcomes(shared: Arc<Shared>) {
         }
         match shared.store.statuses(&wanted).await {
             Ok(statuses) => {
+                rarely.over();
                 for (saga, status) in wanted.into_iter().zip(statuses) {
                     match status {
                         None => shared.outcomes.answer(saga, false),
@@ -65,7 +67,10 @@ pub(crate) async fn watch_outcomes(shared: Arc<Shared>) {
                     }
                 }
             }
-            Err(error) => tracing::warn!(%error, "cannot look for the ends of sagas"),
+            Err(error) if rarely.now() => {
+                tracing::warn!(%error, "cannot look for the ends of sagas: it is tried again");
+            }
+            Err(_) => {}
         }
         tokio::select! {
             () = sleep(shared.config.poll) => {}

@@ -114,10 +114,11 @@ async fn until_done<T, C: Future<Output = Result<T, StoreError>>>(
 /// Mail is looked for when there was a hint of it, and once a poll, however many hints of work there are: most sagas that have some have an owner, which brings it to them, and so it is a long look.
 pub(crate) async fn find_work(shared: Arc<Shared>) {
     let (mut give_back_at, mut look_for_mail_at) = (Instant::now(), Instant::now());
+    let (mut rarely, mut rarely_back) = (Rarely::default(), Rarely::default());
     while !shared.draining.is_cancelled() {
         let lease = shared.lease();
         if Instant::now() >= give_back_at {
-            give_back(&shared, &lease).await;
+            give_back(&shared, &lease, &mut rarely_back).await;
             give_back_at = Instant::now() + shared.config.lease / 2;
         }
         let mut room = tokio::select! {
@@ -138,6 +139,7 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
             let asked = Room { sagas: room.len(), bytes: shared.scales.left() };
             match shared.store.claim(lease.worker(), &shared.definitions, *ripe, asked).await {
                 Ok(claimed) => {
+                    rarely.over();
                     let bytes = claimed.iter().map(Record::bytes).sum::<usize>();
                     more = claimed.len() == room.len() || bytes >= A_LOAD;
                     let slots = room.drain(..claimed.len().min(room.len()));
@@ -156,7 +158,9 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot look for work: it is tried again");
+                    if rarely.now() {
+                        tracing::warn!(%error, "cannot look for work: it is tried again");
+                    }
                     // The claim may stand all the same: what it took is given back, and claimed again.
                     give_back_at = Instant::now();
                     shared.mailed.fetch_or(mailed, Ordering::AcqRel);
@@ -292,7 +296,7 @@ async fn isolate(shared: &Shared, lost: Vec<Drive>) -> bool {
 ///
 /// What is in memory is looked at *after* the store was asked, since a saga enters memory before its start is sent. No claim
 /// is under way meanwhile. The lease is looked at last: when it is lost, all sagas leave memory, attempts under way and all, and must lapse.
-async fn give_back(shared: &Shared, lease: &Lease) {
+async fn give_back(shared: &Shared, lease: &Lease, rarely: &mut Rarely) {
     let unknown = async {
         let mut owned = shared.store.owned(lease.worker()).await?;
         owned.retain(|(saga, _)| !shared.is_in_memory(*saga));
@@ -302,22 +306,27 @@ async fn give_back(shared: &Shared, lease: &Lease) {
         }
         Ok::<_, StoreError>(())
     };
-    if let Err(error) = unknown.await {
-        tracing::warn!(%error, "cannot give back");
+    match unknown.await {
+        Ok(()) => rarely.over(),
+        Err(error) if rarely.now() => tracing::warn!(%error, "cannot give back: it is tried again"),
+        Err(_) => {}
     }
 }
 
 /// Brings mail to the sagas in memory. What is for others is found by whoever claims them.
 pub(crate) async fn bring_mail(shared: Arc<Shared>) {
+    let mut rarely = Rarely::default();
     loop {
         if shared.has_sagas_in_memory() {
             match shared.store.mail(shared.lease().worker(), MAIL_AT_A_TIME).await {
                 Ok(mail) => {
+                    rarely.over();
                     for mail in mail {
                         shared.deliver(mail);
                     }
                 }
-                Err(error) => tracing::warn!(%error, "cannot fetch mail"),
+                Err(error) if rarely.now() => tracing::warn!(%error, "cannot fetch mail: it is tried again"),
+                Err(_) => {}
             }
         }
         tokio::select! {
@@ -329,17 +338,22 @@ pub(crate) async fn bring_mail(shared: Arc<Shared>) {
 
 /// Makes due what dead workers owned.
 pub(crate) async fn take_over_from_the_dead(shared: Arc<Shared>) {
+    let mut rarely = Rarely::default();
     loop {
         match shared.store.sweep(AT_A_TIME).await {
-            Ok(0) => {}
+            Ok(0) => rarely.over(),
             Ok(swept) => {
+                rarely.over();
                 tracing::info!(swept, "sagas of lost workers are due again");
                 shared.store.hint(Hint::Work);
                 if swept == AT_A_TIME {
                     continue;
                 }
             }
-            Err(error) => tracing::warn!(%error, "cannot look for dead processes: it is tried again"),
+            Err(error) if rarely.now() => {
+                tracing::warn!(%error, "cannot look for dead processes: it is tried again");
+            }
+            Err(_) => {}
         }
         // Workers that started together spread out.
         sleep((shared.config.lease / 4).min(LOOK).mul_f64(0.75 + 0.5 * fastrand::f64())).await;

@@ -42,6 +42,9 @@ impl fmt::Display for Report {
 /// request, or every answer until the step gives up; a transient error; a refusal; a panic; the same call twice; and a call that was under way in a dying process and is
 /// executed only after the saga has ended. After a crash another process takes over, and the client submits again under the same key.
 ///
+/// The undisturbed run has to leave an effect in the [`World`], if it completes and not all its steps are free of effects:
+/// fakes that say nothing to it would prove nothing.
+///
 /// Each time: the saga ends, and it is parked only where the pivot is in doubt, a step after it was refused, or a step or compensation gave up that had to be done (it then ends when an operator resumes it); when it completed, every effect is there that
 /// is there in an undisturbed run; when it was rolled back, none is; and no idempotency key was ever used with two payloads.
 ///
@@ -110,9 +113,24 @@ struct Run {
 }
 
 impl<S: Saga, I: Fn() -> S::Input, D: Fn(World) -> S::Deps> Kit<S, I, D> {
+    fn is_about_something(&self, plain: &Run) -> Result<(), String> {
+        let mut steps = self.definition.graph().nodes().iter();
+        if plain.completed && plain.effects.is_empty() && steps.any(|step| step.kind != Kind::EffectFree) {
+            return Err(
+                "the saga completed, and there is no effect in the `World`, so nothing can be told of any: let \
+                        your fakes call `World::apply` with the idempotency key where the real ones do something, and \
+                        `World::revert` with the forward key where they undo it"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+
     fn everything(&self) -> Result<Report, String> {
         let plain = self.run(vec![])?;
-        let mut report = Report { runs: 1, completed: 0, rolled_back: 0, parked: 0 };
+        self.is_about_something(&plain)?;
+        let completed = usize::from(plain.completed);
+        let mut report = Report { runs: 1, completed, rolled_back: 1 - completed, parked: 0 };
         let mut broken = vec![];
         for way in self.ways(&plain) {
             let points = self.run(way.clone())?.points;

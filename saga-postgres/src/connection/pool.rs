@@ -111,6 +111,7 @@ impl Connections {
                     return Ok(Taken { place: Some(place), route, since, _room: room });
                 }
                 Err(PoolError::Backend(error)) if error.is_full() && self.without(room, &error) => {}
+                Err(PoolError::Backend(error)) => return Err(StoreError::Unavailable(error.to_string())),
                 Err(error) => return Err(StoreError::Unavailable(error.to_string())),
             }
         }
