@@ -117,3 +117,23 @@ fn an_effect_without_a_key_is_found() {
     let complaint = complaint::<Unkeyed>();
     assert!(complaint.contains("it completed, but of the effects"), "{complaint}");
 }
+
+saga!(Silent, saga => {
+    saga.compensatable("reserve").run(async |_, _| Ok(())).compensate(async |_, _, _: Option<()>| Ok(()));
+    saga.pivot("capture").run(async |_, _| Ok(()))
+});
+
+#[test]
+fn fakes_that_say_nothing_of_what_they_do_prove_nothing() {
+    let complaint = complaint::<Silent>();
+    assert!(complaint.contains("there is no effect in the `World`"), "{complaint}");
+}
+
+saga!(Harmless, saga => {
+    saga.effect_free("look").run(async |_, _| Ok(()))
+});
+
+#[test]
+fn a_saga_that_only_looks_has_no_effects() {
+    crash_everywhere::<Harmless>(|| 3, |world| world);
+}
