@@ -16,9 +16,10 @@
 //! # Several processes at once
 //!
 //! Parts run one at a time, and a process that waits for its turn looks again whether another one has done its work.
-//! Only indexes are built outside of such a turn: Postgres sees to it that one process builds. What is left of one that
-//! died is dropped in a turn, behind a lock that a builder holds all the time. But it lets that lock go a moment
-//! *before* it commits that its index is valid, so there is one more look: whether a transaction is about to say so.
+//! Indexes, which no transaction can build concurrently, have turns of their own; behind a pooler that shares sessions
+//! there are none, and two builders may meet: Postgres ends one of them, and it begins again. What is left of a builder
+//! that died is told by a lock on the table that a builder holds all the time. But it lets that lock go a moment *before*
+//! it commits that its index is valid, so there is one more look: whether a transaction is about to say so.
 
 use crate::{
     SetupError,
@@ -30,7 +31,7 @@ use sqlx::{
     AssertSqlSafe, Connection, PgConnection, PgPool, Row,
     postgres::{PgConnectOptions, PgDatabaseError},
 };
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 use tokio::time::{Instant, sleep};
 
 /// One migration, in its order; the first has version 1.
@@ -67,7 +68,7 @@ const MIGRATIONS: &[Migration] = &[
 /// last one is noted together with what it does.
 const NEXT: &str = "-- next transaction\n";
 /// In a part that is an index alone.
-const CONCURRENTLY: &str = "CREATE INDEX CONCURRENTLY IF NOT EXISTS ";
+const CONCURRENTLY: &str = "CREATE INDEX CONCURRENTLY ";
 /// How long a migration waits for a lock before it lets others pass. Shorter than the [store](Settings::of_the_store)
 /// waits for one: what queues up behind it is not refused.
 const LOCK_MS: u32 = 80;
@@ -117,21 +118,6 @@ impl Migration {
             &format!("INSERT INTO {{schema}}.{book} (version) VALUES ({version}) ON CONFLICT DO NOTHING;\n"),
             schema,
         )
-    }
-}
-
-/// An index that is built concurrently.
-struct Index<'m> {
-    name: &'m str,
-    table: &'m str,
-}
-
-impl<'m> Index<'m> {
-    /// By the rest of its statement, from the name on.
-    fn of(statement: &'m str) -> Self {
-        let mut words = statement.split_whitespace();
-        let name = words.next().unwrap_or_default();
-        Self { name, table: words.nth(1).unwrap_or_default() }
     }
 }
 
@@ -197,7 +183,7 @@ pub(crate) async fn run(route: &Route, schema: &str) -> Result<(), SetupError> {
     if route.keeps() == Keeps::Sessions {
         sqlx::raw_sql("SET statement_timeout = 0; SET lock_timeout = 0").execute(&mut *connection).await?;
     }
-    bring(connection, schema).await
+    bring(connection, schema, route.keeps()).await
 }
 
 /// On a user's pool: along the same way. Says whether its connections keep their sessions.
@@ -208,7 +194,7 @@ pub(crate) async fn run_on(pool: &PgPool, schema: &str) -> Result<Keeps, SetupEr
     Ok(route.keeps())
 }
 
-async fn bring(connection: &mut PgConnection, schema: &str) -> Result<(), SetupError> {
+async fn bring(connection: &mut PgConnection, schema: &str, keeps: Keeps) -> Result<(), SetupError> {
     let standing = Standing::read(connection, schema).await?;
     standing.is_known(schema)?;
     if standing.missing().is_empty() {
@@ -231,7 +217,15 @@ async fn bring(connection: &mut PgConnection, schema: &str) -> Result<(), SetupE
             let noted = if parts.peek().is_none() { migration.noted(version, schema) } else { String::new() };
             let sql = in_schema(part, schema);
             if let Some((_, index)) = part.split_once(CONCURRENTLY) {
-                build_index(connection, schema, version, &Index::of(index), &sql).await?;
+                let index = Index { schema, version, ..Index::of(index) };
+                if keeps == Keeps::Sessions {
+                    // A builder that waits for another one would hold the snapshot that the other one waits for.
+                    index.await_turn(connection).await?;
+                    index.build(connection, &sql).await?;
+                    index.end_turn(connection).await?;
+                } else {
+                    index.build(connection, &sql).await?;
+                }
                 in_a_transaction(connection, schema, version, &noted).await?;
             } else {
                 in_a_transaction(connection, schema, version, &(sql + &noted)).await?;
@@ -281,9 +275,12 @@ async fn once(
     sql: &str,
     lock_ms: u32,
 ) -> Result<(), sqlx::Error> {
-    let mut tx = connection.begin().await?;
+    let mut tx = connection.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
     // A large table may take its time. In a short wait for a lock nobody queues behind us for long.
-    let limits = format!("SET LOCAL lock_timeout = {lock_ms}; SET LOCAL statement_timeout = 0");
+    // One whose process stands still holds up nobody for longer than a second.
+    let limits = format!(
+        "SET LOCAL lock_timeout = {lock_ms}; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 1000"
+    );
     sqlx::raw_sql(AssertSqlSafe(limits)).execute(&mut *tx).await?;
     let alone = format!("SELECT pg_advisory_xact_lock(hashtextextended('saga_migration {schema}', 0))");
     sqlx::raw_sql(AssertSqlSafe(alone)).execute(&mut *tx).await?;
@@ -293,48 +290,120 @@ async fn once(
     tx.commit().await
 }
 
-/// Builds an index beside what goes on. A process that dies while it does leaves one that is not valid, which is
-/// dropped.
-async fn build_index(
-    connection: &mut PgConnection,
-    schema: &str,
+/// An index that is built concurrently.
+struct Index<'m> {
+    name: &'m str,
+    table: &'m str,
+    schema: &'m str,
     version: i32,
-    index: &Index<'_>,
-    sql: &str,
-) -> Result<(), SetupError> {
-    let failed = |source| SetupError::Migration { version, schema: schema.into(), reason: told(&source), source };
-    let Index { name, table } = index;
-    let valid = format!("SELECT indisvalid AS valid FROM pg_index WHERE indexrelid = to_regclass('{{schema}}.{name}')");
-    let drop = format!(
-        "LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE;
-         DO $$ BEGIN
-             IF EXISTS (
-                 SELECT FROM pg_index i JOIN pg_locks l ON l.transactionid = i.xmax
-                 WHERE i.indexrelid = to_regclass('{{schema}}.{name}')
-             ) THEN
-                 RAISE 'the index is about to be valid' USING ERRCODE = 'lock_not_available';
-             END IF;
-             IF NOT ({valid}) THEN
-                 DROP INDEX {{schema}}.{name};
-             END IF;
-         END $$;"
-    );
-    let (valid, drop) = (in_schema(&valid, schema), in_schema(&drop, schema));
-    loop {
-        let found = sqlx::raw_sql(AssertSqlSafe(valid.clone())).fetch_optional(&mut *connection).await;
-        let found = found.and_then(|row| row.map(|row| row.try_get("valid")).transpose());
-        match found.map_err(failed)? {
-            Some(true) => return Ok(()),
-            Some(false) => in_a_transaction(connection, schema, 0, &drop).await?,
-            None => match sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut *connection).await {
-                Ok(_) => {}
-                // Two processes at the same index: one of them looks again.
-                Err(error) if is_a_race(&error) || is_there_already(&error) => sleep(PAUSE).await,
-                Err(error) => return Err(failed(error)),
-            },
+}
+
+impl<'m> Index<'m> {
+    /// By the rest of its statement, from the name on.
+    fn of(statement: &'m str) -> Self {
+        let mut words = statement.split_whitespace();
+        let name = words.next().unwrap_or_default();
+        Self { name, table: words.nth(1).unwrap_or_default(), schema: "", version: 0 }
+    }
+
+    fn sql(&self, sql: &str) -> AssertSqlSafe<String> {
+        AssertSqlSafe(in_schema(&sql.replace("{index}", self.name).replace("{table}", self.table), self.schema))
+    }
+
+    fn failed(&self, source: sqlx::Error) -> SetupError {
+        SetupError::Migration { version: self.version, schema: self.schema.into(), reason: told(&source), source }
+    }
+
+    /// One process at a time builds indexes. It does not wait in a lock: that would be one more snapshot.
+    async fn await_turn(&self, connection: &mut PgConnection) -> Result<(), SetupError> {
+        let mine = "SELECT pg_try_advisory_lock(hashtextextended('saga_index {name}', 0)) AS mine";
+        while !sqlx::raw_sql(self.sql(mine)).fetch_one(&mut *connection).await?.try_get("mine")? {
+            sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+
+    async fn end_turn(&self, connection: &mut PgConnection) -> Result<(), SetupError> {
+        let done = "SELECT pg_advisory_unlock(hashtextextended('saga_index {name}', 0))";
+        sqlx::raw_sql(self.sql(done)).execute(connection).await?;
+        Ok(())
+    }
+
+    /// Builds it beside what goes on, unless another process has done the migration meanwhile. A process that dies while
+    /// it builds leaves an index that is not valid: it is renamed, and dropped.
+    async fn build(&self, connection: &mut PgConnection, sql: &str) -> Result<(), SetupError> {
+        let mut taken = 0;
+        loop {
+            if Standing::read(connection, self.schema).await?.has(self.version) {
+                return Ok(());
+            }
+            self.drop_the_broken(connection).await?;
+            match self.is_valid(connection).await? {
+                Some(true) => return Ok(()),
+                Some(false) => self.rename_if_broken(connection).await?,
+                None => {
+                    // Waits for others who build on the table, and holds up none of them.
+                    in_a_transaction(connection, self.schema, self.version, &self.sql(LOCK).0).await?;
+                    match sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut *connection).await {
+                        Ok(_) => {}
+                        // By another process, which may be dropped again; or the name is something else's.
+                        Err(error) if is_taken(&error) && taken < 3 => taken += 1,
+                        Err(error) if is_a_race(&error) && !is_cut_off(&error) => {}
+                        Err(error) => return Err(self.failed(error)),
+                    }
+                    sleep(PAUSE / 10).await;
+                }
+            }
         }
     }
+
+    /// `None`: there is none on this table.
+    async fn is_valid(&self, connection: &mut PgConnection) -> Result<Option<bool>, SetupError> {
+        let found = sqlx::raw_sql(self.sql(VALID)).fetch_optional(connection).await;
+        found.and_then(|row| row.map(|row| row.try_get("valid")).transpose()).map_err(|error| self.failed(error))
+    }
+
+    /// The lock is not to be had as long as somebody builds an index on the table.
+    async fn rename_if_broken(&self, connection: &mut PgConnection) -> Result<(), SetupError> {
+        let rename = format!(
+            "{LOCK};
+             DO $$ BEGIN
+                 IF EXISTS (
+                     SELECT FROM pg_index i JOIN pg_locks l ON l.transactionid = i.xmax
+                     WHERE i.indexrelid = to_regclass('{{schema}}.{{index}}')
+                 ) THEN
+                     RAISE 'the index is about to be valid' USING ERRCODE = 'lock_not_available';
+                 END IF;
+                 IF NOT ({VALID}) THEN
+                     EXECUTE 'ALTER INDEX {{schema}}.{{index}} RENAME TO {{index}}_broken_'
+                         || to_regclass('{{schema}}.{{index}}')::oid;
+                 END IF;
+             END $$"
+        );
+        in_a_transaction(connection, self.schema, self.version, &self.sql(&rename).0).await
+    }
+
+    /// Concurrently: it needs no moment in which nobody uses the table.
+    async fn drop_the_broken(&self, connection: &mut PgConnection) -> Result<(), SetupError> {
+        let broken = "SELECT c.relname AS name FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+            WHERE i.indrelid = to_regclass('{table}') AND NOT i.indisvalid AND starts_with(c.relname, '{index}_broken_')";
+        for row in sqlx::raw_sql(self.sql(broken)).fetch_all(&mut *connection).await? {
+            let name: String = row.try_get("name")?;
+            let drop = self.sql(&format!("DROP INDEX CONCURRENTLY IF EXISTS {{schema}}.{name}"));
+            match sqlx::raw_sql(drop).execute(&mut *connection).await {
+                Ok(_) => {}
+                // Another process drops it.
+                Err(error) if is_a_race(&error) && !is_cut_off(&error) => {}
+                Err(error) => return Err(self.failed(error)),
+            }
+        }
+        Ok(())
+    }
 }
+
+const LOCK: &str = "LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE";
+const VALID: &str = "SELECT indisvalid AS valid FROM pg_index
+    WHERE indexrelid = to_regclass('{schema}.{index}') AND indrelid = to_regclass('{table}')";
 
 /// Whether somebody else was at the same thing: a lock was not to be had, or two have written one row of the catalog,
 /// which Postgres calls an internal error. Done again, it goes well.
@@ -348,6 +417,15 @@ fn is_a_race(error: &sqlx::Error) -> bool {
         })
 }
 
-fn is_there_already(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|error| error.code()).as_deref() == Some("42P07")
+fn is_taken(error: &sqlx::Error) -> bool {
+    code(error).as_deref() == Some("42P07")
+}
+
+/// By a limit of time of the role, behind a pooler, or by a person: it would be again.
+fn is_cut_off(error: &sqlx::Error) -> bool {
+    matches!(code(error).as_deref(), Some("57014" | "55P03"))
+}
+
+fn code(error: &sqlx::Error) -> Option<Cow<'_, str>> {
+    error.as_database_error().and_then(|error| error.code())
 }

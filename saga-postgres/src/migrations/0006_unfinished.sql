@@ -1,2 +1,2 @@
 -- Serves the census: the oldest saga of a name that has not ended.
-CREATE INDEX CONCURRENTLY IF NOT EXISTS saga_unfinished ON {schema}.saga (name, started_at) WHERE status < 3;
+CREATE INDEX CONCURRENTLY saga_unfinished ON {schema}.saga (name, started_at) WHERE status < 3;

@@ -15,8 +15,5 @@ COMMENT ON COLUMN {schema}.saga_worker.reads IS 'the newest format of journals t
 
 -- next transaction
 -- Serves workers that come back.
-CREATE INDEX CONCURRENTLY IF NOT EXISTS saga_lost_with ON {schema}.saga USING gin (lost_with) WHERE lost_with IS NOT NULL;
+CREATE INDEX CONCURRENTLY saga_lost_with ON {schema}.saga USING gin (lost_with) WHERE lost_with IS NOT NULL;
 
--- next transaction
--- Serves the search for what waits for a time that will not come.
-CREATE INDEX CONCURRENTLY IF NOT EXISTS saga_due_from ON {schema}.saga (due_from) WHERE due_at IS NOT NULL;

@@ -15,13 +15,14 @@ ALTER TABLE {schema}.saga_mailbox
 COMMENT ON COLUMN {schema}.saga_mailbox.name IS 'of the saga; NULL if an earlier release posted it';
 
 -- next transaction
--- Serves the search for what waits for a time that will not come. The one that did so before looked to the planner
--- like a way to find what is due, when little was due: it read all of it, in another order.
-CREATE INDEX CONCURRENTLY IF NOT EXISTS saga_due_since ON {schema}.saga (due_from) WHERE due_from IS NOT NULL;
+-- Serves the search for what waits for a time that will not come. (With `due_at IS NOT NULL` for its condition it would
+-- look to the planner like a way to find what is due, when little is due: it would read all of it, in another order.)
+CREATE INDEX CONCURRENTLY saga_due_since ON {schema}.saga (due_from) WHERE due_from IS NOT NULL;
 
 -- next transaction
+-- What migration 10 built before it was released.
 DROP INDEX IF EXISTS {schema}.saga_due_from;
 
 -- next transaction
 -- Serves those who run this version of these sagas, and who pass over what an earlier release posted to any.
-CREATE INDEX CONCURRENTLY IF NOT EXISTS saga_mailbox_for ON {schema}.saga_mailbox (name, version, position) WHERE read_at IS NULL;
+CREATE INDEX CONCURRENTLY saga_mailbox_for ON {schema}.saga_mailbox (name, version, position) WHERE read_at IS NULL;

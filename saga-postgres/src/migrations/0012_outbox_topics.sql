@@ -52,10 +52,10 @@ ORDER BY s.id, j.seq;
 -- Serves a relay, which reads each topic from its own head. On expressions, so that no other statement is planned with
 -- it: a plan may be made while the table is empty, when all indexes look the same, and one by (shard, seq) would then
 -- pass all topics later on.
-CREATE INDEX CONCURRENTLY IF NOT EXISTS saga_outbox_topic ON {schema}.saga_outbox
+CREATE INDEX CONCURRENTLY saga_outbox_topic ON {schema}.saga_outbox
     ((shard::int), (aggregatetype || ''), (seq + 0));
 
 -- next transaction
 -- Serves a relay, which has to know what may be given back to it.
-CREATE INDEX CONCURRENTLY IF NOT EXISTS saga_outbox_parked_topic ON {schema}.saga_outbox_parked
+CREATE INDEX CONCURRENTLY saga_outbox_parked_topic ON {schema}.saga_outbox_parked
     ((shard::int), (aggregatetype || ''), (seq + 0));

@@ -42,7 +42,8 @@ use tokio::time::Instant;
 const PAUSE: Duration = Duration::from_secs(1);
 /// As long as nothing is settled, every look begins at the first number.
 const SOON: Duration = Duration::from_millis(50);
-/// They are read for so small a part of the time: where there are many dead rows, that takes its time.
+/// They are read for so small a part of the time: where there are many dead rows, that takes its time. When keys are left
+/// alone that they know nothing of, for half of it at most.
 const REST: u32 = 20;
 
 /// What a lane knows of the beginning of its shards' queues.
@@ -56,7 +57,7 @@ pub(super) struct Heads {
     pub(super) topics: Vec<String>,
     /// the lowest number of each,
     first: Vec<i64>,
-    /// and the lowest one without those of keys that were left alone then, or a moment before,
+    /// and the lowest one without those of keys that were left alone then, or asked for again just then,
     open: Vec<i64>,
     /// which are these.
     passed: HashSet<Key>,
@@ -85,7 +86,8 @@ impl Heads {
         shards: &[i16],
         limits: &Limits,
     ) -> Result<(), sqlx::Error> {
-        let is_news = self.spent >= self.cost && !left_alone(limits).all(|key| self.passed.contains(&key));
+        let is_news =
+            self.settled > 0 && self.spent >= self.cost && !left_alone(limits).all(|key| self.passed.contains(&key));
         if self.read_next.is_some_and(|next| Instant::now() < next) && !is_news {
             return Ok(());
         }

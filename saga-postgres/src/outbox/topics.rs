@@ -19,9 +19,6 @@ const FIRST: u32 = 10;
 const AWAY: usize = 8;
 /// For how long a key is left alone, and a topic at first.
 const PAUSE: Duration = Duration::from_secs(1);
-/// For how long a key is remembered that is not left alone any more. When it is asked for again, it may well be left
-/// alone again.
-const KEPT: Duration = PAUSE;
 /// For how long a topic is left alone at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// So many keys of a topic may wait by themselves; with more of them the topic waits.
@@ -33,6 +30,8 @@ pub(super) struct Topics {
     /// How many events of a shard a round takes at most.
     batch: u32,
     known: HashMap<String, Topic>,
+    /// When it was last asked what is to be read.
+    looked: Option<Instant>,
 }
 
 struct Topic {
@@ -47,7 +46,8 @@ struct Topic {
     /// How often in a row it was found to be away.
     failures: u32,
     until: Option<Instant>,
-    /// The keys that are left alone, and until when; and those that were, for [as long](KEPT) again.
+    /// The keys that are left alone, and until when; and those that were until the last look, or until their topic was
+    /// left alone.
     keys: HashMap<String, Instant>,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct Limits {
     pub(super) away: Vec<String>,
     /// The topics and the keys that are left alone,
     pub(super) keys: (Vec<String>, Vec<String>),
-    /// and those that were a moment ago, or will be when their topic comes back.
+    /// and those that are asked for just now, or will be when their topic comes back: they may be left alone again.
     pub(super) others: (Vec<String>, Vec<String>),
     /// How much the others may have, if it is not the usual.
     pub(super) own: (Vec<String>, Vec<i64>),
@@ -68,16 +68,18 @@ pub(super) struct Limits {
 
 impl Topics {
     pub(super) fn new(batch: u32) -> Self {
-        Self { batch, known: HashMap::new() }
+        Self { batch, known: HashMap::new(), looked: None }
     }
 
     pub(super) fn now(&mut self) -> Limits {
         let (now, usual) = (Instant::now(), FIRST.min(self.batch));
         let mut limits = Limits { usual: usual.into(), ..Limits::default() };
         let is_much = self.known.len() > MOST_TOPICS;
+        let before = self.looked.replace(now);
         self.known.retain(|_, topic| {
-            topic.keys.retain(|_, until| *until + KEPT > now);
             topic.until = topic.until.filter(|until| *until > now);
+            let is_away = topic.under_way || topic.until.is_some();
+            topic.keys.retain(|_, until| is_away || before.is_none_or(|before| *until > before));
             let is_plain = topic.keys.is_empty() && topic.failures == 0 && !topic.slow;
             topic.under_way || topic.until.is_some() || !is_plain || !is_much
         });
@@ -103,9 +105,10 @@ impl Topics {
 
     /// When there may be something to read that is left alone now.
     pub(super) fn next(&self) -> Option<Instant> {
-        let now = Instant::now();
+        // What was left alone by the last look, even if its time has come meanwhile.
+        let is_left_alone = |until: &&Instant| self.looked.is_none_or(|looked| **until > looked);
         let topics = self.known.values().filter(|topic| !topic.under_way);
-        let next_key = |topic: &Topic| topic.keys.values().filter(|until| **until > now).min().copied();
+        let next_key = |topic: &Topic| topic.keys.values().filter(is_left_alone).min().copied();
         topics.filter_map(|topic| topic.until.or_else(|| next_key(topic))).min()
     }
 
@@ -220,13 +223,15 @@ mod tests {
         topics.answered("events", true, true, keys(1).iter());
         let limits = topics.now();
         assert_eq!((limits.away, limits.keys), (vec![], (vec!["events".to_owned()], vec!["0".to_owned()])));
-        assert_eq!(topics.next(), Some(Instant::now() + PAUSE));
+        let next = topics.next();
+        assert_eq!(next, Some(Instant::now() + PAUSE));
         assert_eq!(limits.others, (vec![], vec![]));
         advance(PAUSE).await;
+        // Its time has come during a look that left it alone.
+        assert_eq!(topics.next(), next);
         let limits = topics.now();
         assert_eq!((limits.keys.1.len(), limits.others.1), (0, vec!["0".to_owned()]));
         assert_eq!(topics.next(), None);
-        advance(KEPT).await;
         assert_eq!(topics.now().others, (vec![], vec![]));
     }
 
