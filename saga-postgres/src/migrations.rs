@@ -277,9 +277,9 @@ async fn once(
 ) -> Result<(), sqlx::Error> {
     let mut tx = connection.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await?;
     // A large table may take its time. In a short wait for a lock nobody queues behind us for long.
-    // One whose process stands still holds up nobody for longer than a second.
+    // One whose process stands still holds up nobody for longer than ten seconds. A busy machine may take one.
     let limits = format!(
-        "SET LOCAL lock_timeout = {lock_ms}; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 1000"
+        "SET LOCAL lock_timeout = {lock_ms}; SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 10000"
     );
     sqlx::raw_sql(AssertSqlSafe(limits)).execute(&mut *tx).await?;
     let alone = format!("SELECT pg_advisory_xact_lock(hashtextextended('saga_migration {schema}', 0))");
