@@ -246,7 +246,8 @@ impl Store for MemoryStore {
         for (&saga, row) in &inner.sagas {
             let known =
                 definitions.iter().any(|known| known.name == row.record.name && known.version == row.record.version);
-            if row.owner.is_some() || row.record.status.is_final() || !known {
+            let fits = known && row.record.lapses <= room.lapses;
+            if row.owner.is_some() || row.record.status.is_final() || !fits {
                 continue;
             }
             let is_ripe = match ripe {

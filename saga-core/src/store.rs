@@ -244,12 +244,15 @@ pub struct Room {
     pub sagas: usize,
     /// So many bytes of inputs, snapshots and journals, about. One saga fits in any case.
     pub bytes: usize,
+    /// None that [lapsed](Record::lapses) more often: it could not begin here now, and while it is owned it may be lost
+    /// with a saga that kills this worker.
+    pub lapses: u32,
 }
 
 impl Room {
-    /// For so many sagas, whatever they weigh.
+    /// For so many sagas, whatever they weigh and however often they lapsed.
     pub const fn of(sagas: usize) -> Self {
-        Self { sagas, bytes: usize::MAX }
+        Self { sagas, bytes: usize::MAX, lapses: u32::MAX }
     }
 }
 

@@ -1,6 +1,7 @@
-//! Of two sagas that workers died with, only one runs at a time, until what may have killed them has ended.
+//! Of two sagas that workers died with, only one runs at a time, until what may have killed them has ended. The other one
+//! is not even owned meanwhile.
 
-use saga_core::{CompensationCx, Cx, Engine, MemoryStore, Out, Saga, SagaBuilder, StepError};
+use saga_core::{CompensationCx, Cx, Engine, MemoryStore, Out, Outcome, Saga, SagaBuilder, StepError, store::Store};
 use std::{
     future::pending,
     sync::{
@@ -112,4 +113,31 @@ async fn progress_of_another_branch_says_nothing_about_the_one_that_may_have_kil
     // For no longer than a lease: what takes longer does no harm at once.
     sleep(LEASE).await;
     assert!(world.innocent.load(Ordering::SeqCst) > 2);
+}
+
+/// What is claimed and put back is lost as well if its worker dies in between.
+#[tokio::test(start_paused = true)]
+async fn a_suspect_is_not_owned_beside_a_saga_in_quarantine() {
+    let (store, world) = (MemoryStore::default(), Arc::new(World::default()));
+    let mut running = engine(&store, &world).await;
+    let poison = running.sagas::<Poison>().submit("k", ()).await.unwrap().id();
+    let innocent = running.sagas::<Innocent>().submit("k", ()).await.unwrap().id();
+    for life in 1..=2 {
+        until(&world.harmful, life).await;
+        until(&world.innocent, life).await;
+        running.kill().await;
+        running = engine(&store, &world).await;
+    }
+    until(&world.harmful, 3).await;
+    // Both were claimed together, and it was put back before the other one began.
+    let epoch = store.read(innocent).await.unwrap().unwrap().epoch;
+    running.sagas::<Innocent>().cancel(innocent, "it has mail, too").await.unwrap();
+    sleep(5 * SECOND).await;
+    assert_eq!(store.read(innocent).await.unwrap().unwrap().epoch, epoch, "it was claimed");
+    running.kill().await;
+    // Three died with the other one, and two with this one, which goes on.
+    let survivor = engine(&store, &world).await;
+    assert!(matches!(survivor.sagas::<Poison>().get(poison).outcome().await.unwrap(), Outcome::Parked(_)));
+    until(&world.innocent, 3).await;
+    assert_eq!(store.read(innocent).await.unwrap().unwrap().lapses, 2);
 }

@@ -50,6 +50,16 @@ const MUTANTS: &[(&str, Edit, &str)] = &[
         "claim::a_claim_takes_no_more_than_there_is_room_for_but_one_at_least",
     ),
     (
+        "suspects are claimed",
+        |name, sql| replaced(name, sql, "claim_due", "lapses <= $6", "$6::integer IS NOT NULL"),
+        "claim::a_claim_leaves_what_lapsed_more_often_than_it_was_asked",
+    ),
+    (
+        "suspects are claimed for their mail",
+        |name, sql| replaced(name, sql, "claim_mailed", "lapses <= $6", "$6::integer IS NOT NULL"),
+        "claim::a_claim_leaves_what_lapsed_more_often_than_it_was_asked",
+    ),
+    (
         "the oldest mail comes first, whosever it is",
         |name, sql| replaced(name, sql, "mail", "    ORDER BY u.turn, u.heavy, u.place\n", "    ORDER BY u.position\n"),
         "mailbox::a_saga_with_much_mail_keeps_no_other_from_its_own",

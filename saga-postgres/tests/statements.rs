@@ -54,7 +54,7 @@ const WORKER: &str = "'00000000-0000-4000-8000-000000000001'";
 
 #[tokio::test]
 async fn a_claim_walks_the_index_of_due_work_in_its_order_and_stops_at_its_limit() {
-    let plan = plan("claim_due", &format!("({WORKER}, '{{order}}', '{{1}}', 50, 1000000, 'infinity')")).await;
+    let plan = plan("claim_due", &format!("({WORKER}, '{{order}}', '{{1}}', 50, 1000000, 9, 'infinity')")).await;
     assert!(plan.contains("Index Scan using saga_due"), "{plan}");
     assert!(!plan.contains("Seq Scan"), "{plan}");
     // The rows come out of the index in order: there is no sort below the lock, and no more rows are locked than are claimed.
@@ -65,7 +65,7 @@ async fn a_claim_walks_the_index_of_due_work_in_its_order_and_stops_at_its_limit
 
 #[tokio::test]
 async fn a_claim_for_mail_looks_at_unread_mail_only() {
-    let plan = plan("claim_mailed", &format!("({WORKER}, '{{order}}', '{{1}}', 50, 1000000)")).await;
+    let plan = plan("claim_mailed", &format!("({WORKER}, '{{order}}', '{{1}}', 50, 1000000, 9)")).await;
     assert!(plan.contains("saga_mailbox_for") && plan.contains("saga_pkey"), "{plan}");
     assert!(!plan.contains("Seq Scan"), "{plan}");
 }
@@ -100,7 +100,7 @@ async fn a_look_for_due_sagas_does_not_read_what_was_claimed_before() {
          ANALYZE {schema}.saga"
     );
     sqlx::raw_sql(AssertSqlSafe(past)).execute(store.pool()).await.unwrap();
-    let look = |from: &str| format!("({WORKER}, '{{order}}', '{{1}}', 50, 1000000, '{from}')");
+    let look = |from: &str| format!("({WORKER}, '{{order}}', '{{1}}', 50, 1000000, 9, '{from}')");
     let (full, short) =
         (pages(&store, "claim_due", &look("-infinity")).await, pages(&store, "claim_due", &look("infinity")).await);
     assert!(short < 50 && full > 20 * short, "{short} of {full} pages");
@@ -120,7 +120,7 @@ async fn letters_to_strangers_cost_nothing() {
          ANALYZE {schema}.saga, {schema}.saga_mailbox"
     );
     sqlx::raw_sql(AssertSqlSafe(letters)).execute(store.pool()).await.unwrap();
-    let claim = pages(&store, "claim_mailed", &format!("({WORKER}, '{{order}}', '{{1}}', 50, 1000000)")).await;
+    let claim = pages(&store, "claim_mailed", &format!("({WORKER}, '{{order}}', '{{1}}', 50, 1000000, 9)")).await;
     assert!(claim < 50, "{claim} pages");
     // A few for each of the two hundred sagas that the worker owns.
     let mail = pages(&store, "mail", &format!("({WORKER}, 1000, 1000000)")).await;

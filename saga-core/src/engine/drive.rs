@@ -123,7 +123,7 @@ struct Awaited {
 /// All shares of the quarantine.
 pub(crate) const QUARANTINE: u32 = 1 << 20;
 /// A saga that so many workers in a row died with may be what kills them.
-const SUSPECT: u32 = 2;
+pub(crate) const SUSPECT: u32 = 2;
 /// A saga stays in quarantine for as long as a lease if nothing ends sooner, and for so long at least: on a busy
 /// machine a short lease is over before anything could have happened.
 const QUARANTINED: Duration = Duration::from_secs(10);

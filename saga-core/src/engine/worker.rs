@@ -5,7 +5,7 @@
 
 use super::{
     Mailbox, Place, Shared,
-    drive::{Drive, QUARANTINE},
+    drive::{Drive, QUARANTINE, SUSPECT},
     journal,
     lease::Lease,
     rarely::Rarely,
@@ -115,11 +115,14 @@ async fn until_done<T, C: Future<Output = Result<T, StoreError>>>(
 pub(crate) async fn find_work(shared: Arc<Shared>) {
     let (mut give_back_at, mut look_for_mail_at) = (Instant::now(), Instant::now());
     let (mut rarely, mut rarely_back) = (Rarely::default(), Rarely::default());
+    // Whether all that is owned here is in memory.
+    let mut is_known = true;
     while !shared.draining.is_cancelled() {
         let lease = shared.lease();
         if Instant::now() >= give_back_at {
-            give_back(&shared, &lease, &mut rarely_back).await;
-            give_back_at = Instant::now() + shared.config.lease / 2;
+            let done = give_back(&shared, &lease, &mut rarely_back).await;
+            is_known |= done;
+            give_back_at = Instant::now() + if done { shared.config.lease / 2 } else { shared.config.poll };
         }
         let mut room = tokio::select! {
             room = room(&shared) => room,
@@ -136,7 +139,8 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
             if room.is_empty() {
                 break;
             }
-            let asked = Room { sagas: room.len(), bytes: shared.scales.left() };
+            let lapses = if is_known { most_lapses(&shared) } else { 0 };
+            let asked = Room { sagas: room.len(), bytes: shared.scales.left(), lapses };
             match shared.store.claim(lease.worker(), &shared.definitions, *ripe, asked).await {
                 Ok(claimed) => {
                     rarely.over();
@@ -162,7 +166,7 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
                         tracing::warn!(%error, "cannot look for work: it is tried again");
                     }
                     // The claim may stand all the same: what it took is given back, and claimed again.
-                    give_back_at = Instant::now();
+                    (give_back_at, is_known) = (Instant::now(), false);
                     shared.mailed.fetch_or(mailed, Ordering::AcqRel);
                     break;
                 }
@@ -270,6 +274,18 @@ async fn run_from_its_journal(
     }
 }
 
+/// How often a saga may have lapsed that could begin here now. One that could not is not even claimed: while it is owned,
+/// it may be lost with a saga in quarantine that kills this worker.
+///
+/// Lapses are no fewer than deaths: a saga that has made progress since may wait without need.
+fn most_lapses(shared: &Shared) -> u32 {
+    match u32::try_from(shared.quarantine.available_permits()) {
+        Ok(0) => 0,
+        Ok(free) if free < QUARANTINE => SUSPECT - 1,
+        _ => u32::MAX,
+    }
+}
+
 /// Of the suspects one runs at a time in a process, and no other saga beside it that was lost: the others are put back before it begins, so that they are not lost with it. Whether there
 /// were none of those.
 async fn isolate(shared: &Shared, lost: Vec<Drive>) -> bool {
@@ -296,7 +312,9 @@ async fn isolate(shared: &Shared, lost: Vec<Drive>) -> bool {
 ///
 /// What is in memory is looked at *after* the store was asked, since a saga enters memory before its start is sent. No claim
 /// is under way meanwhile. The lease is looked at last: when it is lost, all sagas leave memory, attempts under way and all, and must lapse.
-async fn give_back(shared: &Shared, lease: &Lease, rarely: &mut Rarely) {
+///
+/// Whether that was done.
+async fn give_back(shared: &Shared, lease: &Lease, rarely: &mut Rarely) -> bool {
     let unknown = async {
         let mut owned = shared.store.owned(lease.worker()).await?;
         owned.retain(|(saga, _)| !shared.is_in_memory(*saga));
@@ -306,11 +324,13 @@ async fn give_back(shared: &Shared, lease: &Lease, rarely: &mut Rarely) {
         }
         Ok::<_, StoreError>(())
     };
-    match unknown.await {
+    let done = unknown.await;
+    match &done {
         Ok(()) => rarely.over(),
         Err(error) if rarely.now() => tracing::warn!(%error, "cannot give back: it is tried again"),
         Err(_) => {}
     }
+    done.is_ok()
 }
 
 /// Brings mail to the sagas in memory. What is for others is found by whoever claims them.

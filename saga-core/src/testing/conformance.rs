@@ -236,6 +236,7 @@ cases! {
         the_record_of_a_claim_is_complete
         a_claim_reads_what_comes_after_the_snapshot_or_everything
         a_claim_takes_no_more_than_there_is_room_for_but_one_at_least
+        a_claim_leaves_what_lapsed_more_often_than_it_was_asked
         a_snapshot_of_an_append_that_is_refused_is_not_kept
         the_epoch_grows_with_every_claim
         what_is_owned_is_not_claimed_even_by_its_owner

@@ -61,7 +61,9 @@ impl PgStore {
         };
         let sql = self.query(sql).bind(worker.as_uuid()).bind(names).bind(versions).bind(count(room.sagas));
         let sql = sql.bind(self.inner.portion.bytes().min(count(room.bytes)).max(1));
-        let look = (ripe == Ripe::Due).then(|| self.heads().begin(worker, Instant::now()));
+        let sql = sql.bind(i32::try_from(room.lapses).unwrap_or(i32::MAX));
+        let looks = (worker, room.lapses);
+        let look = (ripe == Ripe::Due).then(|| self.heads().begin(looks, Instant::now()));
         let sql = match look {
             Some(look) => sql.bind(look.from),
             None => sql,
@@ -70,7 +72,7 @@ impl PgStore {
         if let Some(look) = look {
             let due = claimed.iter().map(|row| column::<DateTime<Utc>>(row, "was_due"));
             let last = due.collect::<Result<Vec<_>, _>>()?.into_iter().max();
-            self.heads().end(worker, look, last, Instant::now());
+            self.heads().end(looks, look, last, Instant::now());
         }
         let found = claimed.first().map(|row| column::<i64>(row, "found")).transpose()?.unwrap_or_default();
         let found = usize::try_from(found).unwrap_or_default();

@@ -17,12 +17,15 @@ const FULL_LOOK: Duration = Duration::from_secs(5);
 /// A full look takes so small a share of the time, if it takes long.
 const SHARE: u32 = 20;
 const LONGEST: Duration = Duration::from_secs(60);
-/// Former workers need not be remembered.
-const WORKERS: usize = 64;
+/// Those of former workers need not be remembered.
+const KINDS: usize = 64;
 
-/// Where each worker's looks begin.
+/// What finds the same: a worker's looks for sagas that lapsed so often at most. What one leaves for that, another takes.
+type Looks = (WorkerId, u32);
+
+/// Where looks begin.
 #[derive(Debug, Default)]
-pub(super) struct Heads(HashMap<WorkerId, Head>);
+pub(super) struct Heads(HashMap<Looks, Head>);
 
 #[derive(Clone, Copy, Debug)]
 struct Head {
@@ -41,8 +44,8 @@ pub(super) struct Look {
 }
 
 impl Heads {
-    pub(super) fn begin(&self, worker: WorkerId, now: Instant) -> Look {
-        match self.0.get(&worker) {
+    pub(super) fn begin(&self, looks: Looks, now: Instant) -> Look {
+        match self.0.get(&looks) {
             // Who has not looked for a while may have missed something.
             Some(head) if now < head.full_look_at && now.duration_since(head.ended) < FULL_LOOK => {
                 Look { from: head.from, full: false, began: now }
@@ -52,13 +55,13 @@ impl Heads {
     }
 
     /// A look has found what is due up to `last`, or all of it.
-    pub(super) fn end(&mut self, worker: WorkerId, look: Look, last: Option<DateTime<Utc>>, now: Instant) {
-        if self.0.len() >= WORKERS && !self.0.contains_key(&worker) {
+    pub(super) fn end(&mut self, looks: Looks, look: Look, last: Option<DateTime<Utc>>, now: Instant) {
+        if self.0.len() >= KINDS && !self.0.contains_key(&looks) {
             self.0.clear();
         }
         let from = last.unwrap_or(DateTime::<Utc>::MAX_UTC);
         let pause = (now.duration_since(look.began) * SHARE).clamp(FULL_LOOK, LONGEST);
-        let head = self.0.entry(worker).or_insert(Head { from, full_look_at: now + pause, ended: now });
+        let head = self.0.entry(looks).or_insert(Head { from, full_look_at: now + pause, ended: now });
         (head.from, head.ended) = (from, now);
         if look.full {
             head.full_look_at = now + pause;
@@ -72,30 +75,32 @@ mod tests {
 
     #[test]
     fn a_look_begins_where_the_last_one_ended_and_now_and_then_at_the_beginning() {
-        let (mut heads, worker, now) = (Heads::default(), WorkerId::generate(), Instant::now());
-        let first = heads.begin(worker, now);
+        let (mut heads, looks, now) = (Heads::default(), (WorkerId::generate(), u32::MAX), Instant::now());
+        let first = heads.begin(looks, now);
         assert_eq!(first.from, DateTime::UNIX_EPOCH);
         let last = DateTime::from_timestamp(1_000_000, 0).unwrap();
-        heads.end(worker, first, Some(last), now);
-        let second = heads.begin(worker, now + FULL_LOOK / 2);
+        heads.end(looks, first, Some(last), now);
+        let second = heads.begin(looks, now + FULL_LOOK / 2);
         assert_eq!(second.from, last);
-        heads.end(worker, second, None, now + FULL_LOOK / 2);
-        assert_eq!(heads.begin(worker, now + FULL_LOOK / 2).from, DateTime::<Utc>::MAX_UTC);
-        assert_eq!(heads.begin(worker, now + FULL_LOOK).from, DateTime::UNIX_EPOCH);
-        assert_eq!(heads.begin(WorkerId::generate(), now).from, DateTime::UNIX_EPOCH, "another begins for itself");
+        heads.end(looks, second, None, now + FULL_LOOK / 2);
+        assert_eq!(heads.begin(looks, now + FULL_LOOK / 2).from, DateTime::<Utc>::MAX_UTC);
+        assert_eq!(heads.begin(looks, now + FULL_LOOK).from, DateTime::UNIX_EPOCH);
+        for others in [(WorkerId::generate(), u32::MAX), (looks.0, 1)] {
+            assert_eq!(heads.begin(others, now).from, DateTime::UNIX_EPOCH, "others begin for themselves");
+        }
     }
 
     #[test]
     fn a_full_look_that_takes_long_is_taken_less_often() {
-        let (mut heads, worker, now) = (Heads::default(), WorkerId::generate(), Instant::now());
-        let look = heads.begin(worker, now);
-        heads.end(worker, look, None, now + Duration::from_secs(1));
+        let (mut heads, looks, now) = (Heads::default(), (WorkerId::generate(), u32::MAX), Instant::now());
+        let look = heads.begin(looks, now);
+        heads.end(looks, look, None, now + Duration::from_secs(1));
         let full = (2..).map(|second| now + Duration::from_secs(second)).find(|at| {
-            let look = heads.begin(worker, *at);
-            heads.end(worker, look, None, *at);
+            let look = heads.begin(looks, *at);
+            heads.end(looks, look, None, *at);
             look.full
         });
         assert_eq!(full, Some(now + Duration::from_secs(21)));
-        assert!(heads.begin(worker, now + Duration::from_secs(21) + FULL_LOOK).full, "nobody has looked for a while");
+        assert!(heads.begin(looks, now + Duration::from_secs(21) + FULL_LOOK).full, "nobody has looked for a while");
     }
 }

@@ -229,10 +229,39 @@ pub(super) async fn a_claim_takes_no_more_than_there_is_room_for_but_one_at_leas
     }
     let mut left = SAGAS;
     for (ripe, bytes, fit) in [(Ripe::Due, 250_000, 2..=3), (Ripe::Mailed, 150_000, 1..=2), (Ripe::Due, 1, 1..=1)] {
-        let claimed = trial.claim_so_much(second, ripe, Room { sagas: SAGAS, bytes }).await?;
+        let claimed = trial.claim_so_much(second, ripe, Room { bytes, ..Room::of(SAGAS) }).await?;
         promise!(fit.contains(&claimed.len()), "in {bytes} bytes {} of {left} sagas of 100 kB", claimed.len());
         promise!(claimed.iter().all(|record| record.journal.len() == 2), "a record was cut");
         left -= claimed.len();
+    }
+    Ok(())
+}
+
+pub(super) async fn a_claim_leaves_what_lapsed_more_often_than_it_was_asked(trial: Trial) -> Verdict {
+    let (first, second, third) = (trial.clerk().await?, trial.clerk().await?, trial.clerk().await?);
+    let sagas = [
+        trial.begin(start("never")).await?,
+        trial.begin_owned(first, "once").await?,
+        trial.begin_owned(first, "twice").await?,
+    ];
+    trial.leave(first).await?;
+    trial.sweep_exactly(2).await?;
+    let claimed = trial.claim_exactly(second, sagas).await?;
+    for record in &claimed[..2] {
+        trial.release(second, record.saga, record.epoch, DUE_NOW).await?;
+    }
+    trial.leave(second).await?;
+    trial.sweep_exactly(1).await?;
+    for saga in sagas {
+        trial.deliver(&mail(saga, "m")).await?;
+    }
+    for ((lapses, saga), ripe) in (0..).zip(sagas).zip([Ripe::Due, Ripe::Mailed, Ripe::Due]) {
+        let room = Room { lapses, ..Room::of(sagas.len()) };
+        for (ripe, promised) in [(ripe, vec![(saga, lapses)]), (Ripe::Due, vec![]), (Ripe::Mailed, vec![])] {
+            let claimed = trial.claim_so_much(third, ripe, room).await?;
+            let claimed: Vec<_> = claimed.iter().map(|record| (record.saga, record.lapses)).collect();
+            same(&format!("(saga, lapses) of what is {ripe:?} and lapsed at most {lapses} times"), claimed, promised)?;
+        }
     }
     Ok(())
 }
