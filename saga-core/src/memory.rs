@@ -246,7 +246,8 @@ impl Store for MemoryStore {
         for (&saga, row) in &inner.sagas {
             let known =
                 definitions.iter().any(|known| known.name == row.record.name && known.version == row.record.version);
-            let fits = known && row.record.lapses <= room.lapses;
+            let survived = row.lost_with.iter().filter(|worker| worker.is_none()).count();
+            let fits = known && row.record.lapses as usize - survived <= room.lapses as usize;
             if row.owner.is_some() || row.record.status.is_final() || !fits {
                 continue;
             }

@@ -244,8 +244,9 @@ pub struct Room {
     pub sagas: usize,
     /// So many bytes of inputs, snapshots and journals, about. One saga fits in any case.
     pub bytes: usize,
-    /// None that [lapsed](Record::lapses) more often: it could not begin here now, and while it is owned it may be lost
-    /// with a saga that kills this worker.
+    /// None that [lapsed](Record::lapses) more often, not counting what was [survived](Record::survived): it could not
+    /// begin here now, and while it is owned it may be lost with a saga that kills this worker. A parked one with mail
+    /// may come all the same: a person wants something of it.
     pub lapses: u32,
 }
 

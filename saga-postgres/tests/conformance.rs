@@ -51,12 +51,12 @@ const MUTANTS: &[(&str, Edit, &str)] = &[
     ),
     (
         "suspects are claimed",
-        |name, sql| replaced(name, sql, "claim_due", "lapses <= $6", "$6::integer IS NOT NULL"),
+        |name, sql| replaced(name, sql, "claim_due", "lapses - coalesce", "$6::integer - coalesce"),
         "claim::a_claim_leaves_what_lapsed_more_often_than_it_was_asked",
     ),
     (
         "suspects are claimed for their mail",
-        |name, sql| replaced(name, sql, "claim_mailed", "lapses <= $6", "$6::integer IS NOT NULL"),
+        |name, sql| replaced(name, sql, "claim_mailed", "lapses - coalesce", "$6::integer - coalesce"),
         "claim::a_claim_leaves_what_lapsed_more_often_than_it_was_asked",
     ),
     (

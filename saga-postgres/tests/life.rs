@@ -426,6 +426,19 @@ async fn a_row_that_somebody_holds_keeps_nobody_from_being_found_dead() {
     .await;
 }
 
+/// Of a claim that was not answered, say.
+#[tokio::test]
+async fn what_is_owned_at_a_shutdown_is_lost_by_no_death() {
+    let Setup { store, schema, .. } = fresh(|_, sql| sql).await;
+    // The engine does not know its definition.
+    let saga = start(&store, "k", None).await;
+    let engine = engine(&store, &Gate::new()).await;
+    run(&store, format!("UPDATE {schema}.saga SET owner = (SELECT id FROM {schema}.saga_worker), due_at = NULL, due_from = NULL")).await;
+    engine.shutdown(LONG).await;
+    assert_eq!(lapses(&store.read(saga).await.unwrap().unwrap()), (1, 1));
+    assert_eq!(number(&store, format!("SELECT count(*) FROM {schema}.saga_worker")).await, 0);
+}
+
 /// Makes both wait at an advisory lock, between their snapshot and what they do.
 fn paused(name: &str, sql: String) -> String {
     match name {

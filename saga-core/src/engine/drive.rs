@@ -82,6 +82,8 @@ pub(crate) struct Drive {
     news: Vec<News>,
     turned_back: bool,
     place: Place,
+    /// How many workers in a row had died with it when it was claimed, whatever its mail says since.
+    deaths: u32,
     quarantine: Option<Quarantine>,
 }
 
@@ -126,7 +128,7 @@ pub(crate) const QUARANTINE: u32 = 1 << 20;
 pub(crate) const SUSPECT: u32 = 2;
 /// A saga stays in quarantine for as long as a lease if nothing ends sooner, and for so long at least: on a busy
 /// machine a short lease is over before anything could have happened.
-const QUARANTINED: Duration = Duration::from_secs(10);
+pub(crate) const QUARANTINED: Duration = Duration::from_secs(10);
 /// When a suspect that finds the quarantine taken is looked at again.
 const NEXT_SUSPECT: Duration = Duration::from_secs(1);
 
@@ -169,12 +171,14 @@ impl Drive {
             news: vec![],
             turned_back: false,
             place,
+            deaths: 0,
             quarantine: None,
         };
         drive.turned_back = is_backward(&drive.state);
         if record.lapses > drive.state.lapses() {
             drive.take(Input::Lapsed { total: record.lapses, survived: drive.survived.clone() });
         }
+        drive.deaths = drive.state.deaths_without_progress(&drive.survived);
         // Not before that: an attempt that counts as lost is not waited for.
         drive.await_what_was_published();
         for mail in record.mail {
@@ -183,18 +187,14 @@ impl Drive {
         drive
     }
 
-    /// Whether a worker died with it, and it has made no progress since.
+    /// Whether a worker died with it, it had made no progress before it was claimed here, and it is to go on.
     pub(crate) fn was_lost(&self) -> bool {
-        self.deaths() > 0 && self.state.status() != Status::Parked
-    }
-
-    fn deaths(&self) -> u32 {
-        self.state.deaths_without_progress(&self.survived)
+        self.deaths > 0 && self.state.status() != Status::Parked
     }
 
     /// Suspects run one at a time in a process, so that one which kills its worker takes no other with it into the count.
     pub(crate) fn is_suspect(&self) -> bool {
-        self.was_lost() && self.deaths() >= SUSPECT
+        self.was_lost() && self.deaths >= SUSPECT
     }
 
     pub(crate) fn quarantined(mut self, permit: OwnedSemaphorePermit) -> Self {
@@ -723,6 +723,7 @@ impl Drive {
         tracing::error!(saga = %self.saga, %error, "what the saga was to write is refused by the store: parking it");
         self.attempts.clear();
         self.under_way.clear();
+        self.quarantine = None;
         let parking_was_refused = self.state.status() == Status::Parked && append.status == Some(Status::Parked);
         if parking_was_refused {
             let then = Then::Release { due_in: None };

@@ -121,7 +121,14 @@ impl Engine {
             let _ = timeout_at(end, shared.drives.wait()).await;
         }
         let (worker, sagas) = (shared.lease().worker(), shared.in_memory().len());
-        match timeout_at(end, shared.store.leave(worker)).await {
+        let leave = async {
+            // What is owned even so (the answer to its claim was lost, say) is lost by no death.
+            match shared.store.returned(worker).await {
+                Ok(()) | Err(StoreError::Contention(_)) => shared.store.leave(worker).await,
+                Err(error) => Err(error),
+            }
+        };
+        match timeout_at(end, leave).await {
             Ok(Ok(())) => tracing::info!(%worker, sagas, "left"),
             Ok(Err(error)) => tracing::warn!(%error, %worker, "cannot leave: others notice when the lease has lapsed"),
             Err(_) => tracing::warn!(%worker, "no answer to the leave: others notice when the lease has lapsed"),
@@ -258,7 +265,8 @@ impl EngineBuilder {
         shared.spawn(worker::stay_alive(shared.clone()));
         shared.spawn(outcomes::watch_outcomes(shared.clone()));
         if !shared.definitions.is_empty() {
-            shared.spawn(worker::find_work(shared.clone()));
+            // Whoever hands over waits for what is being claimed.
+            shared.spawn_drive(worker::find_work(shared.clone()));
             shared.spawn(worker::bring_mail(shared.clone()));
             shared.spawn(worker::take_over_from_the_dead(shared.clone()));
             shared.spawn(metrics::take_census(shared.clone()));

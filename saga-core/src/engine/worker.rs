@@ -5,7 +5,7 @@
 
 use super::{
     Mailbox, Place, Shared,
-    drive::{Drive, QUARANTINE, SUSPECT},
+    drive::{Drive, QUARANTINE, QUARANTINED, SUSPECT},
     journal,
     lease::Lease,
     rarely::Rarely,
@@ -17,7 +17,10 @@ use crate::{
     machine::State,
     store::{DefinitionId, Hint, Record, Ripe, Room, Snapshot, StoreError},
 };
-use futures::future::join_all;
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, join_all},
+};
 use std::{
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -117,12 +120,12 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
     let (mut rarely, mut rarely_back) = (Rarely::default(), Rarely::default());
     // Whether all that is owned here is in memory.
     let mut is_known = true;
+    let mut turns = Turns::default();
     while !shared.draining.is_cancelled() {
         let lease = shared.lease();
         if Instant::now() >= give_back_at {
-            let done = give_back(&shared, &lease, &mut rarely_back).await;
-            is_known |= done;
-            give_back_at = Instant::now() + if done { shared.config.lease / 2 } else { shared.config.poll };
+            is_known = give_back(&shared, &lease, &mut rarely_back).await;
+            give_back_at = Instant::now() + if is_known { shared.config.lease / 2 } else { shared.config.poll };
         }
         let mut room = tokio::select! {
             room = room(&shared) => room,
@@ -139,7 +142,7 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
             if room.is_empty() {
                 break;
             }
-            let lapses = if is_known { most_lapses(&shared) } else { 0 };
+            let lapses = if is_known { turns.most_lapses(&shared) } else { 0 };
             let asked = Room { sagas: room.len(), bytes: shared.scales.left(), lapses };
             match shared.store.claim(lease.worker(), &shared.definitions, *ripe, asked).await {
                 Ok(claimed) => {
@@ -147,16 +150,18 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
                     let bytes = claimed.iter().map(Record::bytes).sum::<usize>();
                     more = claimed.len() == room.len() || bytes >= A_LOAD;
                     let slots = room.drain(..claimed.len().min(room.len()));
-                    let (mut lost, mut left) = (vec![], false);
+                    let (mut runs, mut lost, mut left) = (vec![], vec![], false);
                     for (record, slot) in claimed.into_iter().zip(slots) {
-                        match run(&shared, &lease, record, slot) {
-                            Claimed::Runs => {}
+                        match take(&shared, &lease, record, slot) {
+                            Claimed::Runs(begins) => runs.push(begins),
                             Claimed::Lost(drive) => lost.push(*drive),
                             Claimed::Left => left = true,
                         }
                     }
                     // What was put back would be claimed again at once, for its mail.
-                    more &= isolate(&shared, lost).await && !left;
+                    more &= isolate(&shared, lost, turns.are_the_suspects).await && !left;
+                    // Not before that: one of them may be what kills this worker.
+                    runs.into_iter().for_each(|begins| shared.spawn_drive(begins));
                     if more && *ripe == Ripe::Mailed {
                         shared.mailed.store(true, Ordering::Release);
                     }
@@ -201,16 +206,16 @@ async fn room(shared: &Shared) -> Vec<OwnedSemaphorePermit> {
     room
 }
 
-/// What became of a claimed saga.
+/// What becomes of a claimed saga.
 enum Claimed {
-    Runs,
+    Runs(BoxFuture<'static, ()>),
     /// A worker died with it: how it runs is decided together with the others.
     Lost(Box<Drive>),
     /// It cannot be run here.
     Left,
 }
 
-fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphorePermit) -> Claimed {
+fn take(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphorePermit) -> Claimed {
     let definition = DefinitionId { name: record.name.clone(), version: record.version };
     let Some(process) = shared.processes.get(&definition) else {
         // The store answered with what was not asked for. The next round gives it back.
@@ -220,15 +225,11 @@ fn run(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphore
     let (place, mailbox) = Place::take(shared, record.saga, slot);
     let Some(beginning) = journal::beginning(process.graph(), &record) else {
         let whole = run_from_its_journal(shared.clone(), lease.clone(), process.clone(), record, (mailbox, place));
-        shared.spawn_drive(whole);
-        return Claimed::Runs;
+        return Claimed::Runs(whole.boxed());
     };
     match drive(shared, lease, process, record, beginning, (mailbox, place)) {
         Some(drive) if drive.was_lost() => Claimed::Lost(Box::new(drive)),
-        Some(drive) => {
-            shared.spawn_drive(drive.run());
-            Claimed::Runs
-        }
+        Some(drive) => Claimed::Runs(drive.run().boxed()),
         None => Claimed::Left,
     }
 }
@@ -268,32 +269,57 @@ async fn run_from_its_journal(
     (record.snapshot, record.journal) = (Some(Snapshot { seq: 0, state: vec![] }), whole.journal);
     let beginning = State::new(process.graph());
     match drive(&shared, &lease, &process, record, beginning, place) {
-        Some(drive) if drive.was_lost() => drop(isolate(&shared, vec![drive]).await),
+        Some(drive) if drive.was_lost() => drop(isolate(&shared, vec![drive], false).await),
         Some(drive) => drive.run().await,
         None => {}
     }
 }
 
-/// How often a saga may have lapsed that could begin here now. One that could not is not even claimed: while it is owned,
-/// it may be lost with a saga in quarantine that kills this worker.
-///
-/// Lapses are no fewer than deaths: a saga that has made progress since may wait without need.
-fn most_lapses(shared: &Shared) -> u32 {
-    match u32::try_from(shared.quarantine.available_permits()) {
-        Ok(0) => 0,
-        Ok(free) if free < QUARANTINE => SUSPECT - 1,
-        _ => u32::MAX,
+/// So many times as long as somebody may be in quarantine, suspects wait at most until it is their turn.
+const TURN: u32 = 4;
+
+/// Whose turn it is to be in quarantine.
+#[derive(Default)]
+struct Turns {
+    /// Since when somebody has been in it all the time.
+    taken: Option<Instant>,
+    /// They waited for so long that none else is let in before one of them was.
+    are_the_suspects: bool,
+    rarely: Rarely,
+}
+
+impl Turns {
+    /// How often a saga may have lapsed that could begin here now. One that could not is not even claimed: while it is
+    /// owned, it may be lost with a saga in quarantine that kills this worker.
+    ///
+    /// Lapses are no fewer than deaths: a saga that has made progress since may wait without need.
+    fn most_lapses(&mut self, shared: &Shared) -> u32 {
+        let patience = TURN * shared.config.lease.max(QUARANTINED);
+        let waited = self.taken.map(|since| since.elapsed()).unwrap_or_default();
+        let free = shared.quarantine.available_permits();
+        if free >= QUARANTINE as usize {
+            (self.are_the_suspects, self.taken) = (waited > patience, None);
+            return u32::MAX;
+        }
+        self.taken.get_or_insert_with(Instant::now);
+        if waited > patience && self.rarely.now() {
+            tracing::info!(?waited, "sagas that workers were lost with wait for others of their kind to do no harm here");
+        }
+        if free == 0 || waited > patience { 0 } else { SUSPECT - 1 }
     }
 }
 
-/// Of the suspects one runs at a time in a process, and no other saga beside it that was lost: the others are put back before it begins, so that they are not lost with it. Whether there
-/// were none of those.
-async fn isolate(shared: &Shared, lost: Vec<Drive>) -> bool {
+/// Of the suspects one runs at a time in a process, and no other saga beside it that was lost: the others are put back
+/// before it begins, so that they are not lost with it. Whether there were none of those.
+async fn isolate(shared: &Shared, lost: Vec<Drive>, suspects_first: bool) -> bool {
     let (suspects, lost_once): (Vec<Drive>, Vec<Drive>) = lost.into_iter().partition(Drive::is_suspect);
     let (mut running, mut put_back) = (vec![], vec![]);
-    for (drive, share) in
-        lost_once.into_iter().map(|drive| (drive, 1)).chain(suspects.into_iter().map(|drive| (drive, QUARANTINE)))
-    {
+    let mut turns: Vec<(Drive, u32)> = lost_once.into_iter().map(|drive| (drive, 1)).collect();
+    turns.extend(suspects.into_iter().map(|drive| (drive, QUARANTINE)));
+    if suspects_first {
+        turns.reverse();
+    }
+    for (drive, share) in turns {
         match shared.quarantine.clone().try_acquire_many_owned(share) {
             Ok(permit) => running.push(drive.quarantined(permit)),
             Err(_) => put_back.push(drive.put_back()),
@@ -313,7 +339,7 @@ async fn isolate(shared: &Shared, lost: Vec<Drive>) -> bool {
 /// What is in memory is looked at *after* the store was asked, since a saga enters memory before its start is sent. No claim
 /// is under way meanwhile. The lease is looked at last: when it is lost, all sagas leave memory, attempts under way and all, and must lapse.
 ///
-/// Whether that was done.
+/// Whether there was nothing to give back.
 async fn give_back(shared: &Shared, lease: &Lease, rarely: &mut Rarely) -> bool {
     let unknown = async {
         let mut owned = shared.store.owned(lease.worker()).await?;
@@ -322,15 +348,20 @@ async fn give_back(shared: &Shared, lease: &Lease, rarely: &mut Rarely) -> bool 
             tracing::info!(sagas = owned.len(), "giving back sagas whose claim had not been answered");
             shared.store.disown(lease.worker(), &owned).await?;
         }
-        Ok::<_, StoreError>(())
+        Ok::<_, StoreError>(owned.is_empty())
     };
-    let done = unknown.await;
-    match &done {
-        Ok(()) => rarely.over(),
-        Err(error) if rarely.now() => tracing::warn!(%error, "cannot give back: it is tried again"),
-        Err(_) => {}
+    match unknown.await {
+        Ok(nothing) => {
+            rarely.over();
+            nothing
+        }
+        Err(error) => {
+            if rarely.now() {
+                tracing::warn!(%error, "cannot give back: it is tried again");
+            }
+            false
+        }
     }
-    done.is_ok()
 }
 
 /// Brings mail to the sagas in memory. What is for others is found by whoever claims them.

@@ -1,5 +1,5 @@
 -- Claims unowned sagas that have unread mail: also mail whose transaction committed just after the saga was released.
--- None that lapsed more often than $6.
+-- None that lapsed more often than $6, without what was survived.
 -- Reads the letters to these definitions alone, the oldest first, and no more of them than it takes, by number and by
 -- weight; and those of which an earlier release did not say whose they are. Served by saga_mailbox_for,
 -- saga_mailbox_unread, saga_pkey, saga_snapshot_pkey and saga_journal_pkey.
@@ -20,7 +20,8 @@ WITH mailed AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT id, octet_length(input) AS bytes
         FROM {schema}.saga
-        WHERE id = m.saga_id AND owner IS NULL AND status < 3 AND lapses <= $6
+        WHERE id = m.saga_id AND owner IS NULL AND status < 3
+          AND (lapses - coalesce(cardinality(array_positions(lost_with, NULL)), 0) <= $6 OR status = 2)
           AND (name, version) IN (SELECT name, version FROM unnest($2::text[], $3::integer[]) AS d (name, version))
           -- A saga counts once. The offset keeps this from being planned as a join with all letters.
           AND NOT EXISTS (
