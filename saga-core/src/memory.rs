@@ -80,6 +80,10 @@ fn after(duration: Duration) -> Instant {
 }
 
 impl Row {
+    fn is_one_of(&self, definitions: &[DefinitionId]) -> bool {
+        definitions.iter().any(|known| known.name == self.record.name && known.version == self.record.version)
+    }
+
     fn free(&mut self, due: Option<Instant>) {
         self.owner = None;
         self.due = due;
@@ -244,10 +248,8 @@ impl Store for MemoryStore {
         let (mut inner, now) = (self.lock(), Instant::now());
         let mut found: Vec<(Option<Instant>, SagaId)> = vec![];
         for (&saga, row) in &inner.sagas {
-            let known =
-                definitions.iter().any(|known| known.name == row.record.name && known.version == row.record.version);
             let survived = row.lost_with.iter().filter(|worker| worker.is_none()).count();
-            let fits = known && row.record.lapses as usize - survived <= room.lapses as usize;
+            let fits = row.is_one_of(definitions) && row.record.lapses as usize - survived <= room.lapses as usize;
             if row.owner.is_some() || row.record.status.is_final() || !fits {
                 continue;
             }
@@ -317,9 +319,16 @@ impl Store for MemoryStore {
         Ok(batch.iter().map(post).collect())
     }
 
-    async fn mail(&self, worker: WorkerId, limit: usize) -> Result<Vec<Mail>, StoreError> {
+    async fn mail(
+        &self,
+        worker: WorkerId,
+        definitions: &[DefinitionId],
+        limit: usize,
+    ) -> Result<Vec<Mail>, StoreError> {
         let inner = self.lock();
-        let owned = |saga: &SagaId| inner.sagas.get(saga).is_some_and(|row| row.owner == Some(worker));
+        let owned = |saga: &SagaId| {
+            inner.sagas.get(saga).is_some_and(|row| row.owner == Some(worker) && row.is_one_of(definitions))
+        };
         // Of each saga the first before the second of any.
         let (mut turns, mut found) = (HashMap::<SagaId, usize>::new(), vec![]);
         for (place, (mail, read)) in inner.mailbox.iter().enumerate() {

@@ -378,9 +378,17 @@ pub trait Store: Send + Sync + 'static {
     /// Puts messages into mailboxes. Answers one by one, in the batch's order.
     async fn post(&self, batch: &[Mail]) -> Result<Vec<Posted>, StoreError>;
 
-    /// Unread messages to sagas that `worker` owns, in the order of their arrival, at most `limit`. When there are
-    /// more, each of these sagas has its oldest ones among them.
-    async fn mail(&self, worker: WorkerId, limit: usize) -> Result<Vec<Mail>, StoreError>;
+    /// Unread messages to sagas of these definitions that `worker` owns, in the order of their arrival, at most `limit`.
+    /// When there are more, each of these sagas has its oldest ones among them.
+    ///
+    /// A message is among the answers again and again until it is read, but not in each: one that an earlier answer had,
+    /// or that came with a claim, may be left out for up to a minute.
+    async fn mail(
+        &self,
+        worker: WorkerId,
+        definitions: &[DefinitionId],
+        limit: usize,
+    ) -> Result<Vec<Mail>, StoreError>;
 
     /// The saga of that name and key.
     async fn find(&self, name: &str, key: &str) -> Result<Option<SagaId>, StoreError>;

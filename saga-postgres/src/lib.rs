@@ -60,6 +60,7 @@ mod migrations;
 pub mod outbox;
 mod queries;
 mod rehearsal;
+mod settled;
 mod store;
 #[cfg(all(feature = "testing", unix))]
 pub mod testing;

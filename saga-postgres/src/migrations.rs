@@ -62,6 +62,7 @@ const MIGRATIONS: &[Migration] = &[
     addition(include_str!("migrations/0010_life.sql")),
     addition(include_str!("migrations/0011_cost.sql")),
     addition(include_str!("migrations/0012_outbox_topics.sql")),
+    addition(include_str!("migrations/0013_letters.sql")),
 ];
 
 /// What ends a part of a migration. Each part but the last one can be done again: a process may die between them. The

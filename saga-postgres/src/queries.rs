@@ -34,7 +34,7 @@ queries! {
     append append_one change_one append_written
     start start_one start_existing
     claim_due claim_mailed journals unread owned disown
-    mail post drop_dead_mail
+    mail post drop_dead_mail letters_numbered letters_writers
     join beat leave workers bury orphans sweep set_back
     returned_swept returned_left readers
     register registered census unclaimable

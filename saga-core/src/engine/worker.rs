@@ -369,7 +369,7 @@ pub(crate) async fn bring_mail(shared: Arc<Shared>) {
     let mut rarely = Rarely::default();
     loop {
         if shared.has_sagas_in_memory() {
-            match shared.store.mail(shared.lease().worker(), MAIL_AT_A_TIME).await {
+            match shared.store.mail(shared.lease().worker(), &shared.definitions, MAIL_AT_A_TIME).await {
                 Ok(mail) => {
                     rarely.over();
                     for mail in mail {

@@ -345,8 +345,13 @@ impl Store for FaultyStore {
     async fn post(&self, batch: &[Mail]) -> Result<Vec<Posted>, StoreError> {
         self.inner.post(batch).await
     }
-    async fn mail(&self, worker: WorkerId, limit: usize) -> Result<Vec<Mail>, StoreError> {
-        self.inner.mail(worker, limit).await
+    async fn mail(
+        &self,
+        worker: WorkerId,
+        definitions: &[DefinitionId],
+        limit: usize,
+    ) -> Result<Vec<Mail>, StoreError> {
+        self.inner.mail(worker, definitions, limit).await
     }
     async fn find(&self, name: &str, key: &str) -> Result<Option<SagaId>, StoreError> {
         self.inner.find(name, key).await

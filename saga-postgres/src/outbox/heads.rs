@@ -4,7 +4,7 @@
 //! that began at the very first number would pass all of them, and all that waits for a topic that is away. So a lane
 //! remembers two things, and looks them up anew every now and then:
 //!
-//! - a number that is *settled*: whoever was given it, or a lower one, has committed or rolled back;
+//! - a number that is [*settled*](crate::settled): all who were given it, or a lower one, have ended;
 //! - the *heads*: each topic that has an event of a settled number, with the lowest such number.
 //!
 //! A look reads a topic with a head from there on, and any other from the settled number on.
@@ -15,9 +15,7 @@
 //! could break: not that of two transactions at once, which have none, but that of a second one that began after the
 //! first had committed. So no look passes over a number that may still appear. Which may?
 //!
-//! - *One whose transaction is open.* It has held a lock on the table since before it was given the number. So the
-//!   highest number that was given out is read first, and then who holds the lock: when all of those have ended, that
-//!   number is settled. It is the same question, answered in the same way, that `CREATE INDEX CONCURRENTLY` asks.
+//! - *One whose transaction is open.* Its number is not settled.
 //! - *One that comes back from the parked ones*, whoever gives it back, with whatever release. It was in one table or
 //!   in the other when the heads were read, in one statement. So its topic has a head, and no higher one.
 //!
@@ -33,7 +31,10 @@
 //! passes what was written since.
 
 use super::{plan::Key, queries::OutboxQueries, topics::Limits};
-use crate::connection::in_time;
+use crate::{
+    connection::in_time,
+    settled::{Settled, Writers},
+};
 use sqlx::{PgConnection, Postgres, Row as _, SqlStr, postgres::PgArguments, query::Query};
 use std::{collections::HashSet, time::Duration};
 use tokio::time::Instant;
@@ -49,7 +50,8 @@ const REST: u32 = 20;
 /// What a lane knows of the beginning of its shards' queues.
 #[derive(Debug, Default)]
 pub(super) struct Heads {
-    /// No lower number, nor this one, appears any more but as a head.
+    numbers: Settled,
+    /// As of when the heads were read: no lower number, nor this one, appears any more but as a head.
     pub(super) settled: i64,
     /// The heads, column by column: the shards,
     pub(super) shards: Vec<i16>,
@@ -61,19 +63,11 @@ pub(super) struct Heads {
     open: Vec<i64>,
     /// which are these.
     passed: HashSet<Key>,
-    settling: Option<Settling>,
     read_next: Option<Instant>,
     /// How long it took to read them,
     cost: Duration,
     /// and how long all looks took since.
     pub(super) spent: Duration,
-}
-
-/// A number that is settled when these transactions have ended.
-#[derive(Debug)]
-struct Settling {
-    number: i64,
-    writers: HashSet<String>,
 }
 
 impl Heads {
@@ -97,22 +91,11 @@ impl Heads {
         let numbered = in_time(query(&queries.numbered).fetch_one(&mut *connection)).await?;
         // The number first, then who may have been given it.
         let numbered: i64 = numbered.try_get::<Option<i64>, _>("numbered")?.unwrap_or_default();
-        let rows = in_time(query(&queries.writers).fetch_all(&mut *connection)).await?;
-        let (mut writers, mut prepared) = (HashSet::new(), false);
-        for row in rows {
-            prepared |= row.try_get::<bool, _>("prepared")?;
-            writers.extend(row.try_get::<Option<String>, _>("transaction")?);
+        let writers = Writers::of(&in_time(query(&queries.writers).fetch_all(&mut *connection)).await?)?;
+        if !self.numbers.saw(numbered, &writers) {
+            *self = Self { numbers: std::mem::take(&mut self.numbers), ..Self::default() };
         }
-        if numbered < self.settled {
-            // The sequence was set back, or this is another server.
-            *self = Self::default();
-        }
-        let settling = self.settling.get_or_insert_with(|| Settling { number: numbered, writers: writers.clone() });
-        let mut settled = self.settled;
-        if !prepared && settling.writers.is_disjoint(&writers) {
-            settled = settling.number;
-            self.settling = None;
-        }
+        let settled = self.numbers.number();
         if settled == 0 {
             self.read_next = Some(Instant::now() + SOON);
             return Ok(());

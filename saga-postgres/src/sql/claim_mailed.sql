@@ -1,8 +1,8 @@
 -- Claims unowned sagas that have unread mail: also mail whose transaction committed just after the saga was released.
 -- None that lapsed more often than $6, without what was survived.
--- Reads the letters to these definitions alone, the oldest first, and no more of them than it takes, by number and by
--- weight; and those of which an earlier release did not say whose they are. Served by saga_mailbox_for,
--- saga_mailbox_unread, saga_pkey, saga_snapshot_pkey and saga_journal_pkey.
+-- Reads the letters to these definitions alone, after the number $7, the oldest first, and no more of them than it
+-- takes, by number and by weight; and those of which an earlier release did not say whose they are. Served by
+-- saga_mailbox_for, saga_mailbox_unread, saga_pkey, saga_snapshot_pkey and saga_journal_pkey.
 WITH mailed AS MATERIALIZED (
     -- In any order: what is put back with its letters is not to be first each time.
     SELECT s.id, s.bytes, random() AS place
@@ -11,11 +11,11 @@ WITH mailed AS MATERIALIZED (
         FROM unnest($2::text[], $3::integer[]) AS d (name, version)
         CROSS JOIN LATERAL (
             SELECT saga_id, position FROM {schema}.saga_mailbox
-            WHERE name = d.name AND version = d.version AND read_at IS NULL
+            WHERE name = d.name AND version = d.version AND read_at IS NULL AND position > $7
             ORDER BY position
         ) m
         UNION ALL
-        SELECT saga_id, position FROM {schema}.saga_mailbox WHERE name IS NULL AND read_at IS NULL
+        SELECT saga_id, position FROM {schema}.saga_mailbox WHERE name IS NULL AND read_at IS NULL AND position > $7
     ) m
     CROSS JOIN LATERAL (
         SELECT id, octet_length(input) AS bytes
@@ -26,7 +26,8 @@ WITH mailed AS MATERIALIZED (
           -- A saga counts once. The offset keeps this from being planned as a join with all letters.
           AND NOT EXISTS (
               SELECT FROM {schema}.saga_mailbox before
-              WHERE before.saga_id = m.saga_id AND before.read_at IS NULL AND before.position < m.position
+              WHERE before.saga_id = m.saga_id AND before.read_at IS NULL
+                AND before.position < m.position AND before.position > $7
               OFFSET 0
           )
         LIMIT 1

@@ -2,6 +2,7 @@
 
 use super::{
     PgStore,
+    letters::{To, bytes},
     rows::{age, claimed, column, count, mail, unzipped},
 };
 use chrono::{DateTime, Utc};
@@ -15,6 +16,12 @@ use uuid::Uuid;
 
 /// Entries, and when the last one was written.
 type Journal = (Vec<Vec<u8>>, Option<DateTime<Utc>>);
+
+/// How many sagas a claim has found, of which it took some.
+fn found(claimed: &[PgRow]) -> Result<usize, StoreError> {
+    let found = claimed.first().map(|row| column::<i64>(row, "found")).transpose()?.unwrap_or_default();
+    Ok(usize::try_from(found).unwrap_or_default())
+}
 
 impl PgStore {
     /// [`Store::claim`](saga_core::store::Store::claim).
@@ -63,26 +70,31 @@ impl PgStore {
         let sql = sql.bind(self.inner.portion.bytes().min(count(room.bytes)).max(1));
         let sql = sql.bind(i32::try_from(room.lapses).unwrap_or(i32::MAX));
         let looks = (worker, room.lapses);
-        let look = (ripe == Ripe::Due).then(|| self.heads().begin(looks, Instant::now()));
-        let sql = match look {
-            Some(look) => sql.bind(look.from),
-            None => sql,
+        let (claimed, found) = match ripe {
+            Ripe::Due => {
+                let look = self.heads().begin(looks, Instant::now());
+                let sql = sql.bind(look.from.unwrap_or(DateTime::UNIX_EPOCH));
+                let claimed = self.inner.portion.tried(self.rows(sql).await)?;
+                let due = claimed.iter().map(|row| column::<DateTime<Utc>>(row, "was_due"));
+                let last = due.collect::<Result<Vec<_>, _>>()?.into_iter().max();
+                // What was due before that is found all the same for a while, see the statement.
+                self.heads().end(looks, look, Some(last.unwrap_or(DateTime::<Utc>::MAX_UTC)), Instant::now());
+                let found = found(&claimed)?;
+                self.inner.portion.held(found, claimed.len());
+                (claimed, found)
+            }
+            Ripe::Mailed => {
+                let look = self.begin_to_look(To::Unowned, looks).await?;
+                let claimed = self.inner.portion.tried(self.rows(sql.bind(look.from())).await)?;
+                let found = found(&claimed)?;
+                self.have_looked(To::Unowned, looks, &look, found < room.sagas && claimed.len() == found);
+                (claimed, found)
+            }
         };
-        let claimed = self.inner.portion.tried(self.rows(sql).await)?;
-        if let Some(look) = look {
-            let due = claimed.iter().map(|row| column::<DateTime<Utc>>(row, "was_due"));
-            let last = due.collect::<Result<Vec<_>, _>>()?.into_iter().max();
-            self.heads().end(looks, look, last, Instant::now());
-        }
-        let found = claimed.first().map(|row| column::<i64>(row, "found")).transpose()?.unwrap_or_default();
-        let found = usize::try_from(found).unwrap_or_default();
-        if ripe == Ripe::Due {
-            self.inner.portion.held(found, claimed.len());
-        }
-        Ok((self.records(claimed).await?, found))
+        Ok((self.records(worker, claimed).await?, found))
     }
 
-    async fn records(&self, rows: Vec<PgRow>) -> Result<Vec<Record>, StoreError> {
+    async fn records(&self, worker: WorkerId, rows: Vec<PgRow>) -> Result<Vec<Record>, StoreError> {
         // One row that cannot be read (of a newer version of this library, or damaged) fails no other: it is given
         // back.
         let readable = |row| match claimed(row) {
@@ -99,9 +111,15 @@ impl PgStore {
         let ids: Vec<Uuid> = records.iter().map(|(_, record)| record.saga.as_uuid()).collect();
         let mut journals = self.journals(records.iter().map(|(_, record)| record)).await?;
         let mut unread: HashMap<Uuid, Vec<Mail>> = HashMap::new();
-        let sql = self.query(&self.queries().unread).bind(&ids).bind(self.inner.portion.bytes());
-        for row in self.inner.portion.tried(self.rows(sql).await)? {
-            unread.entry(column(&row, "saga_id")?).or_default().push(mail(&row)?);
+        let portion = self.inner.portion.bytes();
+        let sql = self.query(&self.queries().unread).bind(&ids).bind(portion);
+        let rows = self.inner.portion.tried(self.rows(sql).await)?;
+        let letters = rows.iter().map(mail).collect::<Result<Vec<_>, _>>()?;
+        if bytes(&letters) >= portion {
+            self.inner.letters.left(worker);
+        }
+        for letter in letters {
+            unread.entry(letter.saga.as_uuid()).or_default().push(letter);
         }
         for (row, record) in &mut records {
             let (journal, latest) = journals.remove(&record.saga.as_uuid()).unwrap_or_default();

@@ -4,6 +4,7 @@ mod append;
 mod claim;
 mod heads;
 mod heart;
+mod letters;
 mod options;
 mod portion;
 mod rehearsal;
@@ -24,6 +25,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use heads::Heads;
 use heart::PgHeart;
+use letters::Letters;
 use portion::Portion;
 use rows::{column, count, mail, millis, record, status, unzipped, version, worker};
 use saga_core::{
@@ -79,7 +81,8 @@ struct Inner {
     hints: Arc<Hints>,
     tasks: [AbortHandle; 2],
     watch: Mutex<Watch>,
-    heads: Mutex<Heads>,
+    heads: Mutex<Heads<DateTime<Utc>>>,
+    letters: Letters,
     portion: Portion,
     sent: AtomicU64,
 }
@@ -201,7 +204,7 @@ impl PgStore {
         taken.into_iter().try_for_each(|one| one.settle(Ok(Ok(())), self.inner.route.patience()))
     }
 
-    fn heads(&self) -> MutexGuard<'_, Heads> {
+    fn heads(&self) -> MutexGuard<'_, Heads<DateTime<Utc>>> {
         self.inner.heads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -446,10 +449,13 @@ impl Store for PgStore {
         taken.settle(answer, patience)
     }
 
-    async fn mail(&self, worker: WorkerId, limit: usize) -> Result<Vec<Mail>, StoreError> {
-        let sql = self.query(&self.queries().mail).bind(worker.as_uuid()).bind(count(limit));
-        let rows = self.rows(sql.bind(self.inner.portion.bytes())).await;
-        self.inner.portion.tried(rows)?.iter().map(mail).collect()
+    async fn mail(
+        &self,
+        worker: WorkerId,
+        definitions: &[DefinitionId],
+        limit: usize,
+    ) -> Result<Vec<Mail>, StoreError> {
+        self.letters(worker, definitions, limit).await
     }
 
     async fn find(&self, name: &str, key: &str) -> Result<Option<SagaId>, StoreError> {

@@ -131,6 +131,7 @@ impl PgStoreOptions {
             tasks,
             watch: Default::default(),
             heads: Default::default(),
+            letters: Default::default(),
             portion: Default::default(),
             sent: AtomicU64::new(0),
         };
