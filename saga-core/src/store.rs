@@ -359,7 +359,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// Takes unowned sagas of these definitions that are `ripe`, as many as there is room for, and reads them: of the
     /// due ones those that have been due longest. What a record has of its saga's mail may be less than all: the
-    /// oldest.
+    /// oldest. A saga all of whose mail came while it was owned may be left out, of those with mail, for up to a minute.
     async fn claim(
         &self,
         worker: WorkerId,

@@ -97,7 +97,7 @@ rigged! {
     claim(worker: WorkerId, definitions: &[DefinitionId], ripe: Ripe, room: Room) -> Vec<Record>;
     owned(worker: WorkerId) -> Vec<(SagaId, i64)>;
     post(batch: &[Mail]) -> Vec<Posted>;
-    mail(worker: WorkerId, limit: usize) -> Vec<Mail>;
+    mail(worker: WorkerId, definitions: &[DefinitionId], limit: usize) -> Vec<Mail>;
     find(name: &str, key: &str) -> Option<SagaId>;
     statuses(sagas: &[SagaId]) -> Vec<Option<Status>>;
     read(saga: SagaId) -> Option<Record>;

@@ -72,7 +72,7 @@ over_the_wire! {
     owned(worker: WorkerId) -> Vec<(SagaId, i64)>;
     disown(worker: WorkerId, sagas: &[(SagaId, i64)]) -> ();
     post(batch: &[Mail]) -> Vec<Posted>;
-    mail(worker: WorkerId, limit: usize) -> Vec<Mail>;
+    mail(worker: WorkerId, definitions: &[DefinitionId], limit: usize) -> Vec<Mail>;
     find(name: &str, key: &str) -> Option<SagaId>;
     statuses(sagas: &[SagaId]) -> Vec<Option<Status>>;
     read(saga: SagaId) -> Option<Record>;

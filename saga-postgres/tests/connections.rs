@@ -233,7 +233,7 @@ async fn nothing_is_left_of_dropped_calls(options: impl Fn(PgStoreOptions) -> Pg
         .await;
         let mail = Mail { saga, message: format!("m{seq}"), body: b"{}".to_vec() };
         let _ = for_so_many_waits(waits, store.post(std::slice::from_ref(&mail))).await;
-        let _ = for_so_many_waits(waits, store.mail(worker, 10)).await;
+        let _ = for_so_many_waits(waits, store.mail(worker, &[definition()], 10)).await;
         let _ = for_so_many_waits(waits, store.read(saga)).await;
         let _ = for_so_many_waits(waits, store.beat(worker, LONG)).await;
         let _ = for_so_many_waits(waits, store.returned(WorkerId::generate())).await;

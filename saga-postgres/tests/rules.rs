@@ -10,7 +10,7 @@ use saga_core::{
     store::{Append, Appended, Mail, Posted, Ripe, Room, Started, Store, StoreError, Then},
 };
 use sqlx::{Connection, PgConnection};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const LEASE: Duration = Duration::from_secs(60);
 /// The advisory lock at which an edited statement waits, between its snapshot and its row locks.
@@ -142,7 +142,7 @@ async fn claims_after_a_late_commit(edit: fn(&str, String) -> String) -> usize {
     let post = store.statements().into_iter().find(|(name, _)| *name == "post").unwrap().1;
     let posted = sqlx::query(sqlx::AssertSqlSafe(post)).bind(vec![saga.as_uuid()]).bind(vec!["m"]).bind(vec![b"{}"]);
     posted.execute(&mut *tx).await.unwrap();
-    assert_eq!(store.mail(worker, 10).await.unwrap(), []);
+    assert_eq!(store.mail(worker, &[definition()], 10).await.unwrap(), []);
     let release = Append { then: Then::Release { due_in: None }, ..entry(saga, 1, 1) };
     assert_eq!(store.append(worker, &[release]).await.unwrap(), [Appended::Written]);
     tx.commit().await.unwrap();
@@ -154,6 +154,36 @@ async fn claims_after_a_late_commit(edit: fn(&str, String) -> String) -> usize {
 #[tokio::test]
 async fn rule_3_mail_that_commits_just_after_a_release_is_found() {
     assert_eq!(claims_after_a_late_commit(|_, sql| sql).await, 1);
+}
+
+/// Letters of others come and go meanwhile, and looks read on after them.
+#[tokio::test]
+async fn rule_3_mail_whose_transaction_is_open_for_long_is_found_by_the_next_look() {
+    let Setup { store, url, .. } = fresh(|_, sql| sql).await;
+    let worker = WorkerId::generate();
+    store.join(worker, LEASE, &[definition()]).await.unwrap();
+    let (saga, busy) = (start(&store, "k", Some(worker)).await, start(&store, "busy", Some(worker)).await);
+    let release = Append { then: Then::Release { due_in: None }, ..entry(saga, 1, 1) };
+    assert_eq!(store.append(worker, &[release]).await.unwrap(), [Appended::Written]);
+    let post = store.statements().into_iter().find(|(name, _)| *name == "post").unwrap().1;
+    let mut user = PgConnection::connect(&url).await.unwrap();
+    let mut tx = user.begin().await.unwrap();
+    let late = sqlx::query(sqlx::AssertSqlSafe(post)).bind(vec![saga.as_uuid()]).bind(vec!["late"]).bind(vec![b"{}"]);
+    late.execute(&mut *tx).await.unwrap();
+    let began = Instant::now();
+    let mut seq = 0;
+    while began.elapsed() < Duration::from_secs(4) {
+        seq += 1;
+        let mail = Mail { saga: busy, message: format!("m{seq}"), body: b"{}".to_vec() };
+        assert_eq!(store.post(std::slice::from_ref(&mail)).await.unwrap(), [Posted::Accepted]);
+        assert!(store.mail(worker, &[definition()], 10).await.unwrap().contains(&mail));
+        let read = Append { read: vec![mail.message], ..entry(busy, 1, seq) };
+        assert_eq!(store.append(worker, &[read]).await.unwrap(), [Appended::Written]);
+        assert!(store.claim(worker, &[definition()], Ripe::Mailed, Room::of(10)).await.unwrap().is_empty());
+    }
+    tx.commit().await.unwrap();
+    let claimed = store.claim(worker, &[definition()], Ripe::Mailed, Room::of(10)).await.unwrap();
+    assert_eq!(claimed.iter().map(|record| record.saga).collect::<Vec<_>>(), [saga]);
 }
 
 #[tokio::test]
@@ -173,7 +203,7 @@ async fn rule_3_mail_never_steals_a_live_claim() {
     for ripe in [Ripe::Mailed, Ripe::Due] {
         assert!(store.claim(other, &[definition()], ripe, Room::of(10)).await.unwrap().is_empty());
     }
-    assert_eq!(store.mail(owner, 10).await.unwrap(), [mail]);
+    assert_eq!(store.mail(owner, &[definition()], 10).await.unwrap(), [mail]);
 }
 
 fn buries_by_an_old_look(name: &str, sql: String) -> String {
@@ -365,7 +395,7 @@ async fn rule_13_a_key_that_somebodys_open_transaction_holds_delays_no_other_sta
             }
         }
     });
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     let others = (0..200).map(|n| orders.submit(format!("other {n}"), 1));
     for other in futures::future::join_all(others).await {
         other.unwrap();

@@ -19,6 +19,11 @@ const LONGEST: Duration = Duration::from_secs(60);
 /// Those of former workers need not be remembered.
 const KINDS: usize = 64;
 
+/// How long to wait after what reads all that there is and took so long.
+pub(super) fn pause(took: Duration) -> Duration {
+    (took * SHARE).clamp(FULL_LOOK, LONGEST)
+}
+
 /// What finds the same: a worker's looks for sagas that lapsed so often at most. What one leaves for that, another takes.
 pub(super) type Looks = (WorkerId, u32);
 
@@ -67,7 +72,7 @@ impl<N: Copy> Heads<N> {
         if self.0.len() >= KINDS && !self.0.contains_key(&looks) {
             self.0.clear();
         }
-        let pause = (now.duration_since(look.began) * SHARE).clamp(FULL_LOOK, LONGEST);
+        let pause = pause(now.duration_since(look.began));
         let head = self.0.entry(looks).or_insert(Head { from: None, full_look_at: now + pause, ended: now });
         (head.from, head.ended) = (next.or(head.from), now);
         if look.full {

@@ -1,7 +1,7 @@
 //! Where a look for letters begins.
 //!
-//! Letters are numbered. A look reads those after the number that was [settled](crate::settled) a second before the
-//! last look: none of these appears any more, and each was looked at for a second at least. That second is for a letter
+//! Letters are numbered. A look reads those after the number that was [settled](crate::settled) two seconds before the
+//! last look: none of these appears any more, and each was looked at for two seconds at least. Those are for a letter
 //! that came while its saga was on its way, from the database to a worker or back: it was passed over then, and is
 //! found by the next look. What takes longer than that is found by a full look.
 
@@ -24,7 +24,7 @@ use std::{
 };
 
 /// For so long each letter is looked at, at least.
-const A_WHILE: Duration = Duration::from_secs(1);
+const A_WHILE: Duration = Duration::from_secs(2);
 
 /// What is known of the letters' numbers.
 #[derive(Debug, Default)]
@@ -106,7 +106,7 @@ impl PgStore {
             let mut numbers = locked(&letters.numbers);
             let read = numbers.next.is_none_or(|next| next <= now);
             if read {
-                numbers.next = Some(now + A_WHILE / 2);
+                numbers.next = Some(now + A_WHILE / 4);
             }
             read
         };

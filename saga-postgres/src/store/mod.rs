@@ -83,6 +83,8 @@ struct Inner {
     watch: Mutex<Watch>,
     heads: Mutex<Heads<DateTime<Utc>>>,
     letters: Letters,
+    /// When letters to sagas that have ended are looked for next.
+    dead_mail_at: Mutex<Option<Instant>>,
     portion: Portion,
     sent: AtomicU64,
 }
@@ -306,6 +308,19 @@ impl PgStore {
         batch.iter().map(answer).collect()
     }
 
+    async fn tidy(&self) -> Result<(), StoreError> {
+        self.rows(self.query(&self.queries().set_back).bind(AT_A_TIME)).await?;
+        // It reads all unread letters.
+        let began = Instant::now();
+        let next = || self.inner.dead_mail_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if next().is_none_or(|next| next <= began) {
+            let dropped = self.rows(self.query(&self.queries().drop_dead_mail)).await;
+            *next() = Some(Instant::now() + heads::pause(began.elapsed()));
+            dropped?;
+        }
+        Ok(())
+    }
+
     /// [`Store::post`], on a connection of the caller's choice.
     pub(crate) async fn post_on(
         &self,
@@ -396,10 +411,8 @@ impl Store for PgStore {
             }
         };
         // What is tidied beside that keeps nobody from being taken over.
-        for tidy in [self.query(&self.queries().set_back).bind(AT_A_TIME), self.query(&self.queries().drop_dead_mail)] {
-            if let Err(error) = self.rows(tidy).await {
-                tracing::warn!(%error, "cannot tidy: it is tried again");
-            }
+        if let Err(error) = self.tidy().await {
+            tracing::warn!(%error, "cannot tidy: it is tried again");
         }
         Ok(swept)
     }

@@ -132,6 +132,7 @@ impl PgStoreOptions {
             watch: Default::default(),
             heads: Default::default(),
             letters: Default::default(),
+            dead_mail_at: Default::default(),
             portion: Default::default(),
             sent: AtomicU64::new(0),
         };

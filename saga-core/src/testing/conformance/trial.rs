@@ -240,9 +240,25 @@ impl Trial {
     }
 
     pub(super) async fn mail(&self, worker: WorkerId, limit: usize) -> Result<Vec<Mail>, Broken> {
-        let mail = done("mail", || self.0.mail(worker, limit)).await?;
+        let definitions = [order()];
+        let mail = done("mail", || self.0.mail(worker, &definitions, limit)).await?;
         promise!(mail.len() <= limit, "at most {limit} messages were asked for, {} came", mail.len());
         Ok(mail)
+    }
+
+    /// Asks until each of these messages was among the answers. No answer has another one, or another order.
+    pub(super) async fn has_mail(&self, worker: WorkerId, promised: &[Mail]) -> Verdict {
+        let (mut missing, mut looks) = (promised.to_vec(), Looks::for_mail());
+        loop {
+            let fetched = self.mail(worker, promised.len() + 1).await?;
+            let known: Vec<&Mail> = promised.iter().filter(|mail| fetched.contains(mail)).collect();
+            same("the mail", fetched.iter().collect::<Vec<_>>(), known)?;
+            missing.retain(|mail| !fetched.contains(mail));
+            if missing.is_empty() {
+                return Ok(());
+            }
+            looks.pause("mail to be fetched").await?;
+        }
     }
 
     pub(super) async fn find(&self, name: &str, key: &str) -> Result<Option<SagaId>, Broken> {
@@ -303,15 +319,24 @@ pub(super) fn same<A: Debug + PartialEq<B>, B: Debug>(what: &str, seen: A, promi
 }
 
 /// Bounded polling.
-pub(super) struct Looks(Instant);
+pub(super) struct Looks {
+    began: Instant,
+    patience: Duration,
+}
 
 impl Looks {
     pub(super) fn for_something() -> Self {
-        Self(Instant::now())
+        Self { began: Instant::now(), patience: PATIENCE }
+    }
+
+    /// Which may be left out of the answers for a minute.
+    pub(super) fn for_mail() -> Self {
+        Self { patience: PATIENCE + Duration::from_secs(60), ..Self::for_something() }
     }
 
     pub(super) async fn pause(&mut self, what: &str) -> Verdict {
-        promise!(self.0.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}, in vain");
+        let Self { began, patience } = self;
+        promise!(began.elapsed() < *patience, "waited {patience:?} for {what}, in vain");
         sleep(PAUSE).await;
         Ok(())
     }
