@@ -295,7 +295,7 @@ const SMALL: [&str; 2] = ["saga_worker", "saga_definition"];
 #[tokio::test]
 async fn every_statement_reads_few_pages_among_a_million_rows_and_behind_a_long_transaction() {
     let Setup { store, url, schema } = fresh(|_, sql| sql).await;
-    let outbox = PgOutbox::options(store.pool().clone(), "/at-size").schema(&schema);
+    let outbox = PgOutbox::options(store.pool().clone(), "/at-size").schema(&schema).build().unwrap();
     let mut statements = store.statements();
     let named = |name| if name == "read" { "read_events" } else { name };
     statements.extend(outbox.statements().into_iter().map(|(name, sql)| (named(name), sql)));
