@@ -2,6 +2,7 @@
 
 mod clock;
 mod connections;
+mod cost;
 mod failover;
 mod poolers;
 mod refusal;
@@ -48,7 +49,15 @@ impl Story {
 
 /// All environments, in the order of the table.
 pub fn all() -> impl Iterator<Item = &'static Row> {
-    let kinds =
-        [versions::ROWS, poolers::ROWS, settings::ROWS, rights::ROWS, failover::ROWS, clock::ROWS, connections::ROWS];
+    let kinds = [
+        versions::ROWS,
+        poolers::ROWS,
+        settings::ROWS,
+        rights::ROWS,
+        failover::ROWS,
+        clock::ROWS,
+        connections::ROWS,
+        cost::ROWS,
+    ];
     kinds.into_iter().flatten()
 }

@@ -51,6 +51,9 @@ impl Events {
     }
 }
 
+/// A topic that nobody takes anything of.
+const AWAY: &str = "away";
+
 /// Stands for the broker, and for everybody behind it.
 struct Listeners(Ledger);
 
@@ -58,7 +61,11 @@ struct Listeners(Ledger);
 impl Transport for Listeners {
     async fn publish(&self, batch: &[Outgoing]) -> Vec<Result<(), PublishError>> {
         let mut answers = vec![];
-        for Outgoing { message, .. } in batch {
+        for Outgoing { topic, message } in batch {
+            if topic == AWAY {
+                answers.push(Err(PublishError::Unavailable("it is away".into())));
+                continue;
+            }
             let heard = self.0.heard(&message.key).await;
             answers.push(heard.map_err(|error| PublishError::Unavailable(error.to_string())));
         }
