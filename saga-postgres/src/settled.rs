@@ -60,6 +60,8 @@ impl Settled {
         if !holds {
             *self = Self::default();
         }
+        // Seen before that one, by a reading whose answer came late; or another server's.
+        self.settling.take_if(|settling| numbered < settling.number);
         let new = || Settling { number: numbered, writers: writers.transactions.clone() };
         let settling = self.settling.get_or_insert_with(new);
         if !writers.prepared && settling.writers.is_disjoint(&writers.transactions) {
@@ -86,6 +88,13 @@ mod tests {
         // Not for ever: others may come, without end.
         assert!(settled.saw(8, &writers(&["3/1"])) && settled.number() == 5);
         assert!(settled.saw(8, &writers(&[])) && settled.number() == 8);
+    }
+
+    #[test]
+    fn a_reading_that_comes_late_settles_nothing_newer() {
+        let mut settled = Settled::default();
+        assert!(settled.saw(10, &writers(&["1/1"])) && settled.number() == 0);
+        assert!(settled.saw(5, &writers(&[])) && settled.number() == 5);
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub const AT_ONCE: usize = 8;
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long a case may take at all.
-const LONGEST: Duration = Duration::from_secs(30);
+const LONGEST: Duration = Duration::from_secs(120);
 
 /// Tries [every case](store_cases), each on a store that `fresh` makes.
 ///

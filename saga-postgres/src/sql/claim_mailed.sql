@@ -15,7 +15,7 @@ WITH mailed AS MATERIALIZED (
             ORDER BY position
         ) m
         UNION ALL
-        SELECT saga_id, position FROM {schema}.saga_mailbox WHERE name IS NULL AND read_at IS NULL AND position > $7
+        SELECT saga_id, position FROM {schema}.saga_mailbox WHERE name IS NULL AND version IS NULL AND read_at IS NULL AND position > $7
     ) m
     CROSS JOIN LATERAL (
         SELECT id, octet_length(input) AS bytes

@@ -12,11 +12,11 @@ FROM (
             CROSS JOIN LATERAL (
                 SELECT saga_id FROM {schema}.saga_mailbox
                 WHERE name = d.name AND version = d.version AND read_at IS NULL AND position > $6
-                OFFSET 0
+                ORDER BY position
             ) m
             UNION ALL
             -- An earlier release did not say whose they are.
-            SELECT saga_id FROM {schema}.saga_mailbox WHERE name IS NULL AND read_at IS NULL AND position > $6
+            SELECT saga_id FROM {schema}.saga_mailbox WHERE name IS NULL AND version IS NULL AND read_at IS NULL AND position > $6
         ) m
     ) m
     -- The offset keeps this from being planned by the owner.

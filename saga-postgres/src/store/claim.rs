@@ -74,7 +74,8 @@ impl PgStore {
             Ripe::Due => {
                 let look = self.heads().begin(looks, Instant::now());
                 let sql = sql.bind(look.from.unwrap_or(DateTime::UNIX_EPOCH));
-                let claimed = self.inner.portion.tried(self.rows(sql).await)?;
+                let claimed = self.inner.portion.tried(self.rows(sql).await);
+                let claimed = claimed.inspect_err(|_| self.heads().failed(looks, look, Instant::now()))?;
                 let due = claimed.iter().map(|row| column::<DateTime<Utc>>(row, "was_due"));
                 let last = due.collect::<Result<Vec<_>, _>>()?.into_iter().max();
                 // What was due before that is found all the same for a while, see the statement.
@@ -85,10 +86,11 @@ impl PgStore {
             }
             Ripe::Mailed => {
                 let look = self.begin_to_look(To::Unowned, looks).await?;
-                let claimed = self.inner.portion.tried(self.rows(sql.bind(look.from())).await)?;
-                let found = found(&claimed)?;
-                self.have_looked(To::Unowned, looks, &look, found < room.sagas && claimed.len() == found);
-                (claimed, found)
+                let claimed = self.inner.portion.tried(self.rows(sql.bind(look.from())).await);
+                let counted = claimed.and_then(|claimed| found(&claimed).map(|found| (claimed, found)));
+                self.looked(To::Unowned, looks, &look, counted, |(claimed, found)| {
+                    *found < room.sagas && claimed.len() == *found
+                })?
             }
         };
         Ok((self.records(worker, claimed).await?, found))

@@ -15,7 +15,7 @@ use std::{
 const FULL_LOOK: Duration = Duration::from_secs(5);
 /// A full look takes so small a share of the time, if it takes long.
 const SHARE: u32 = 20;
-const LONGEST: Duration = Duration::from_secs(60);
+const LONGEST: Duration = Duration::from_secs(45);
 /// Those of former workers need not be remembered.
 const KINDS: usize = 64;
 
@@ -25,15 +25,22 @@ pub(super) fn pause(took: Duration) -> Duration {
 }
 
 /// What finds the same: a worker's looks for sagas that lapsed so often at most. What one leaves for that, another takes.
+/// A worker looks for the same definitions each time.
 pub(super) type Looks = (WorkerId, u32);
 
 /// Where looks begin.
 #[derive(Debug)]
-pub(super) struct Heads<N>(HashMap<Looks, Head<N>>);
+pub(super) struct Heads<N> {
+    heads: HashMap<Looks, Head<N>>,
+    /// Workers that have missed something: a full look finds it that begins then or later.
+    missed: HashMap<WorkerId, Instant>,
+    /// How often all that was known has been given up.
+    age: u64,
+}
 
 impl<N> Default for Heads<N> {
     fn default() -> Self {
-        Self(HashMap::new())
+        Self { heads: HashMap::new(), missed: HashMap::new(), age: 0 }
     }
 }
 
@@ -53,36 +60,69 @@ pub(super) struct Look<N> {
     pub(super) from: Option<N>,
     full: bool,
     began: Instant,
+    age: u64,
 }
 
 impl<N: Copy> Heads<N> {
     pub(super) fn begin(&self, looks: Looks, now: Instant) -> Look<N> {
-        match self.0.get(&looks) {
+        let full = Look { from: None, full: true, began: now, age: self.age };
+        match self.heads.get(&looks) {
+            _ if self.missed.contains_key(&looks.0) => full,
             // Who has not looked for a while may have missed something.
             Some(head) if now < head.full_look_at && now.duration_since(head.ended) < FULL_LOOK => {
-                Look { from: head.from, full: false, began: now }
+                Look { from: head.from, full: false, ..full }
             }
-            _ => Look { from: None, full: true, began: now },
+            _ => full,
         }
     }
 
     /// A look has found all that there was, and the next one may begin at `next`. `None` if there was more than it
     /// could take: the next one begins where this one did.
     pub(super) fn end(&mut self, looks: Looks, look: Look<N>, next: Option<N>, now: Instant) {
-        if self.0.len() >= KINDS && !self.0.contains_key(&looks) {
-            self.0.clear();
+        if look.age != self.age {
+            return;
         }
+        if self.heads.len() >= KINDS && !self.heads.contains_key(&looks) {
+            self.heads.clear();
+        }
+        let next = match self.missed.get(&looks.0) {
+            Some(from) if look.full && look.began >= *from && next.is_some() => {
+                self.missed.remove(&looks.0);
+                next
+            }
+            Some(_) => None,
+            None => next,
+        };
         let pause = pause(now.duration_since(look.began));
-        let head = self.0.entry(looks).or_insert(Head { from: None, full_look_at: now + pause, ended: now });
-        (head.from, head.ended) = (next.or(head.from), now);
+        let head = self.heads.entry(looks).or_insert(Head { from: None, full_look_at: now + pause, ended: now });
+        (head.from, head.ended) = (next.or(look.from), now);
         if look.full {
             head.full_look_at = now + pause;
         }
     }
 
-    /// The worker's next look is a full one.
-    pub(super) fn forget(&mut self, worker: WorkerId) {
-        self.0.retain(|(other, _), _| *other != worker);
+    /// A look has got no answer. If it was a full one that takes too long, looks go on from where those before it ended,
+    /// for a while.
+    pub(super) fn failed(&mut self, looks: Looks, look: Look<N>, now: Instant) {
+        if look.full
+            && let Some(head) = self.heads.get_mut(&looks)
+        {
+            self.missed.remove(&looks.0);
+            (head.full_look_at, head.ended) = (now + LONGEST, now);
+        }
+    }
+
+    /// The worker has missed something: its looks are full ones until one that begins then or later has found it.
+    pub(super) fn missed(&mut self, worker: WorkerId, from: Instant) {
+        if self.missed.len() >= KINDS {
+            self.forget();
+        }
+        self.missed.insert(worker, from);
+    }
+
+    /// Nothing that was known holds, and what looks that are under way will say does not either.
+    pub(super) fn forget(&mut self) {
+        *self = Self { age: self.age + 1, ..Self::default() };
     }
 }
 
@@ -104,8 +144,9 @@ mod tests {
         for others in [(WorkerId::generate(), u32::MAX), (looks.0, 1)] {
             assert_eq!(heads.begin(others, now).from, None, "others begin for themselves");
         }
-        heads.forget(looks.0);
-        assert_eq!(heads.begin(looks, now + FULL_LOOK / 2).from, None);
+        heads.forget();
+        heads.end(looks, second, Some(9), now + FULL_LOOK / 2);
+        assert_eq!(heads.begin(looks, now + FULL_LOOK / 2).from, None, "that was another server's");
     }
 
     #[test]
@@ -119,6 +160,34 @@ mod tests {
         let third = heads.begin(looks, now);
         heads.end(looks, third, None, now);
         assert_eq!(heads.begin(looks, now).from, Some(7));
+        // A full one as well: it does not go on behind what it left.
+        let fourth = heads.begin(looks, now + FULL_LOOK);
+        heads.end(looks, fourth, None, now + FULL_LOOK);
+        assert_eq!(heads.begin(looks, now + FULL_LOOK).from, None);
+    }
+
+    #[test]
+    fn what_a_worker_has_missed_is_found_by_the_next_look() {
+        let (mut heads, looks, now) = (Heads::default(), (WorkerId::generate(), u32::MAX), Instant::now());
+        let first = heads.begin(looks, now);
+        heads.missed(looks.0, now + FULL_LOOK / 2);
+        // It was under way, and may have passed that over.
+        heads.end(looks, first, Some(7), now);
+        let second = heads.begin(looks, now + FULL_LOOK / 2);
+        assert_eq!(second.from, None);
+        heads.end(looks, second, Some(7), now + FULL_LOOK / 2);
+        assert_eq!(heads.begin(looks, now + FULL_LOOK / 2).from, Some(7));
+    }
+
+    #[test]
+    fn a_full_look_that_gets_no_answer_is_not_made_again_and_again() {
+        let (mut heads, looks, now) = (Heads::default(), (WorkerId::generate(), u32::MAX), Instant::now());
+        let first = heads.begin(looks, now);
+        heads.end(looks, first, Some(7), now);
+        let full = heads.begin(looks, now + FULL_LOOK);
+        assert_eq!(full.from, None);
+        heads.failed(looks, full, now + 3 * FULL_LOOK);
+        assert_eq!(heads.begin(looks, now + 3 * FULL_LOOK).from, Some(7));
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub(super) struct Letters {
     owned: Mutex<Heads<i64>>,
     unowned: Mutex<Heads<i64>>,
     numbers: Mutex<Numbers>,
+    /// One at a time: what was seen first is noted first.
+    reading: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -93,41 +95,66 @@ impl Letters {
         locked(if to == To::Owned { &self.owned } else { &self.unowned })
     }
 
-    /// A worker has got less than all letters to a saga of its own.
+    /// A worker has got less than all letters to a saga that it is claiming. For a while, until the saga is in memory,
+    /// looks for them may come too early.
     pub(super) fn left(&self, worker: WorkerId) {
-        self.heads(To::Owned).forget(worker);
+        self.heads(To::Owned).missed(worker, Instant::now() + A_WHILE);
     }
 }
 
 impl PgStore {
     pub(super) async fn begin_to_look(&self, to: To, looks: Looks) -> Result<LetterLook, StoreError> {
-        let (letters, now) = (&self.inner.letters, Instant::now());
-        let read = {
-            let mut numbers = locked(&letters.numbers);
-            let read = numbers.next.is_none_or(|next| next <= now);
-            if read {
-                numbers.next = Some(now + A_WHILE / 4);
-            }
-            read
-        };
-        if read {
-            // The number first, then who may have been given it.
-            let numbered = self.rows(self.query(&self.queries().letters_numbered)).await?;
-            let numbered = numbered.first().map(|row| column::<Option<i64>>(row, "numbered")).transpose()?;
-            let writers = self.rows(self.query(&self.queries().letters_writers)).await?;
-            let writers = Writers::of(&writers).map_err(|error| meaning_of(&error))?;
-            if !locked(&letters.numbers).saw(numbered.flatten().unwrap_or_default(), &writers, Instant::now()) {
-                *letters.heads(To::Owned) = Heads::default();
-                *letters.heads(To::Unowned) = Heads::default();
-            }
+        let letters = &self.inner.letters;
+        if let Ok(_alone) = letters.reading.try_lock() {
+            self.read_numbers(letters).await?;
         }
         let next = locked(&letters.numbers).before;
         Ok(LetterLook { look: letters.heads(to).begin(looks, Instant::now()), next })
     }
 
-    /// Says whether the look has found all letters that there were.
-    pub(super) fn have_looked(&self, to: To, looks: Looks, look: &LetterLook, all: bool) {
-        self.inner.letters.heads(to).end(looks, look.look, all.then_some(look.next), Instant::now());
+    async fn read_numbers(&self, letters: &Letters) -> Result<(), StoreError> {
+        let now = Instant::now();
+        let settled = {
+            let mut numbers = locked(&letters.numbers);
+            if numbers.next.is_some_and(|next| now < next) {
+                return Ok(());
+            }
+            numbers.next = Some(now + A_WHILE / 4);
+            numbers.settled.number()
+        };
+        // The number first, then who may have been given it.
+        let numbered = self.rows(self.query(&self.queries().letters_numbered)).await?;
+        let numbered = numbered.first().map(|row| column::<Option<i64>>(row, "numbered")).transpose()?;
+        let (numbered, mut writers) = (numbered.flatten().unwrap_or_default(), Writers::default());
+        // Nothing new may be settled: nobody need be asked who has it.
+        if numbered != settled {
+            let rows = self.rows(self.query(&self.queries().letters_writers)).await?;
+            writers = Writers::of(&rows).map_err(|error| meaning_of(&error))?;
+        }
+        if !locked(&letters.numbers).saw(numbered, &writers, Instant::now()) {
+            letters.heads(To::Owned).forget();
+            letters.heads(To::Unowned).forget();
+        }
+        Ok(())
+    }
+
+    /// What a look's statement has answered; and whether it has found all letters that there were, as `all` says of the
+    /// answer.
+    pub(super) fn looked<A>(
+        &self,
+        to: To,
+        looks: Looks,
+        look: &LetterLook,
+        answer: Result<A, StoreError>,
+        all: impl FnOnce(&A) -> bool,
+    ) -> Result<A, StoreError> {
+        let (mut heads, now) = (self.inner.letters.heads(to), Instant::now());
+        match &answer {
+            Ok(found) => heads.end(looks, look.look, all(found).then_some(look.next), now),
+            Err(_) => heads.failed(looks, look.look, now),
+        }
+        drop(heads);
+        answer
     }
 
     /// [`Store::mail`](saga_core::store::Store::mail).
@@ -143,11 +170,9 @@ impl PgStore {
         let portion = self.inner.portion.bytes();
         let sql = self.query(&self.queries().mail).bind(worker.as_uuid()).bind(names).bind(versions);
         let sql = sql.bind(count(limit)).bind(portion).bind(look.from());
-        let rows = self.inner.portion.tried(self.rows(sql).await)?;
-        let letters = rows.iter().map(mail).collect::<Result<Vec<_>, _>>()?;
-        let all = letters.len() < limit && bytes(&letters) < portion;
-        self.have_looked(To::Owned, looks, &look, all);
-        Ok(letters)
+        let rows = self.inner.portion.tried(self.rows(sql).await);
+        let found = rows.and_then(|rows| rows.iter().map(mail).collect::<Result<Vec<_>, _>>());
+        self.looked(To::Owned, looks, &look, found, |found| found.len() < limit && bytes(found) < portion)
     }
 }
 

@@ -27,7 +27,7 @@ use heads::Heads;
 use heart::PgHeart;
 use letters::Letters;
 use portion::Portion;
-use rows::{column, count, mail, millis, record, status, unzipped, version, worker};
+use rows::{column, count, millis, record, status, unzipped, version, worker};
 use saga_core::{
     Encoded, SagaId, WorkerId,
     machine::{FORMAT, Status},
@@ -309,7 +309,7 @@ impl PgStore {
     }
 
     async fn tidy(&self) -> Result<(), StoreError> {
-        self.rows(self.query(&self.queries().set_back).bind(AT_A_TIME)).await?;
+        let set_back = self.rows(self.query(&self.queries().set_back).bind(AT_A_TIME)).await;
         // It reads all unread letters.
         let began = Instant::now();
         let next = || self.inner.dead_mail_at.lock().unwrap_or_else(PoisonError::into_inner);
@@ -318,7 +318,7 @@ impl PgStore {
             *next() = Some(Instant::now() + heads::pause(began.elapsed()));
             dropped?;
         }
-        Ok(())
+        set_back.map(drop)
     }
 
     /// [`Store::post`], on a connection of the caller's choice.
