@@ -26,14 +26,19 @@ use tokio::{sync::broadcast, time::Instant};
 struct Wire {
     store: MemoryStore,
     cut: Arc<AtomicBool>,
+    /// Appends take a second.
+    slow: Arc<AtomicBool>,
 }
 
 impl Wire {
     fn to(store: &MemoryStore) -> Self {
-        Self { store: store.clone(), cut: Arc::default() }
+        Self { store: store.clone(), cut: Arc::default(), slow: Arc::default() }
     }
 
-    fn check(&self) -> Result<(), StoreError> {
+    async fn pass(&self, call: &str) -> Result<(), StoreError> {
+        if call == "append" && self.slow.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
         match self.cut.load(Ordering::SeqCst) {
             true => Err(StoreError::Unavailable("the wire is cut".into())),
             false => Ok(()),
@@ -46,7 +51,7 @@ macro_rules! over_the_wire {
         #[async_trait]
         impl Store for Wire {
             $(async fn $name(&self, $($arg: $type),*) -> Result<$answer, StoreError> {
-                self.check()?;
+                self.pass(stringify!($name)).await?;
                 self.store.$name($($arg),*).await
             })*
             fn hint(&self, hint: Hint) {
@@ -166,6 +171,38 @@ async fn an_attempt_that_outlasts_the_grace_is_in_doubt_and_no_lapse() {
     let told = saga.history().await.unwrap().to_string();
     assert!(told.contains("capture will be tried again, and it may have happened: stopped in the middle"), "{told}");
     assert!(!told.contains("worker was lost"), "{told}");
+}
+
+/// Whatever begins may be what kills the worker.
+#[tokio::test(start_paused = true)]
+async fn nothing_begins_before_the_suspects_that_were_claimed_with_it_are_put_back() {
+    let hang = |world: World, _| world.will("capture", Script::Hang);
+    let (store, world) = (MemoryStore::default(), Arc::new((0..5).fold(World::default(), hang)));
+    let calls = |what: &str| world.log().iter().filter(|call| *call == what).count();
+    let client = Engine::builder(store.clone()).start().await.unwrap();
+    let suspects = [
+        client.sagas::<Order>().submit("one", 3).await.unwrap().id(),
+        client.sagas::<Order>().submit("another", 3).await.unwrap().id(),
+    ];
+    for lives in 1..=2 {
+        let victim = engine(&store, &world).start().await.unwrap();
+        until("both are under way", || calls("capture") == 2 * lives).await;
+        victim.kill().await;
+    }
+    client.sagas::<Order>().submit("a third", 3).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(store.sweep(9).await.unwrap(), 2);
+    // All three are claimed together.
+    let wire = Wire::to(&store);
+    wire.slow.store(true, Ordering::SeqCst);
+    let _engine = Engine::builder(wire).register::<Order>(world.clone()).unwrap().start().await.unwrap();
+    until("the third begins", || calls("reserve") == 3).await;
+    // What has mail can be claimed, unless somebody owns it.
+    let mail = suspects.map(|saga| Mail { saga, message: "m".into(), body: b"{}".to_vec() });
+    store.post(&mail).await.unwrap();
+    let order = [DefinitionId { name: "order".into(), version: 1 }];
+    let claimed = store.claim(WorkerId::generate(), &order, Ripe::Mailed, Room::of(9)).await.unwrap();
+    assert_eq!(claimed.len(), 1, "one is in quarantine, and one was put back");
 }
 
 #[tokio::test(start_paused = true)]

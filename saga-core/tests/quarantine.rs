@@ -1,15 +1,11 @@
 //! Of two sagas that workers died with, only one runs at a time, until what may have killed them has ended. The other one
 //! is not even owned meanwhile.
 
-use saga_core::{
-    CompensationCx, Cx, Engine, MemoryStore, Out, Outcome, Saga, SagaBuilder, SagaId, StepError, WorkerId,
-    store::{DefinitionId, Mail, Ripe, Room, Store},
-};
+use saga_core::{CompensationCx, Cx, Engine, MemoryStore, Out, Outcome, Saga, SagaBuilder, StepError, store::Store};
 use std::{
     future::pending,
     sync::{
         Arc,
-        OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -26,9 +22,6 @@ struct World {
     harmless: AtomicUsize,
     harmful: AtomicUsize,
     innocent: AtomicUsize,
-    /// What a witness looks at, and whether it was found to be nobody's.
-    looked_at: OnceLock<(MemoryStore, SagaId)>,
-    was_free: AtomicBool,
 }
 
 /// Two branches: one makes progress, one does the harm.
@@ -86,33 +79,9 @@ impl Saga for Innocent {
     }
 }
 
-/// Sees with its first step whether another saga has an owner.
-struct Witness;
-
-impl Saga for Witness {
-    const NAME: &'static str = "witness";
-    const VERSION: u32 = 1;
-    type Input = ();
-    type Output = ();
-    type Deps = World;
-
-    fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, ()> {
-        saga.pivot("look").run(async |world: Cx<World>, ()| {
-            let (store, saga) = world.looked_at.get().unwrap();
-            // What has mail can be claimed, unless somebody owns it.
-            let mail = Mail { saga: *saga, message: "m".into(), body: br#"{"cancel":{"reason":""}}"#.to_vec() };
-            store.post(&[mail]).await.unwrap();
-            let innocent = [DefinitionId { name: "innocent".into(), version: 1 }];
-            let claimed = store.claim(WorkerId::generate(), &innocent, Ripe::Mailed, Room::of(9)).await.unwrap();
-            world.was_free.store(claimed.iter().any(|record| record.saga == *saga), Ordering::SeqCst);
-            Ok(())
-        })
-    }
-}
-
 async fn engine(store: &MemoryStore, world: &Arc<World>) -> Engine {
     let builder = Engine::builder(store.clone()).register::<Poison>(world.clone()).unwrap();
-    let builder = builder.register::<Innocent>(world.clone()).unwrap().register::<Witness>(world.clone()).unwrap();
+    let builder = builder.register::<Innocent>(world.clone()).unwrap();
     builder.configure(|config| config.lease = LEASE).start().await.unwrap()
 }
 
@@ -171,29 +140,4 @@ async fn a_suspect_is_not_owned_beside_a_saga_in_quarantine() {
     assert!(matches!(survivor.sagas::<Poison>().get(poison).outcome().await.unwrap(), Outcome::Parked(_)));
     until(&world.innocent, 3).await;
     assert_eq!(store.read(innocent).await.unwrap().unwrap().lapses, 2);
-}
-
-/// Whatever begins may be what kills the worker.
-#[tokio::test(start_paused = true)]
-async fn nothing_begins_before_what_was_claimed_with_it_is_put_back() {
-    let (store, world) = (MemoryStore::default(), Arc::new(World::default()));
-    let mut running = engine(&store, &world).await;
-    running.sagas::<Poison>().submit("k", ()).await.unwrap();
-    let innocent = running.sagas::<Innocent>().submit("k", ()).await.unwrap().id();
-    world.looked_at.set((store.clone(), innocent)).unwrap();
-    for life in 1..=2 {
-        until(&world.harmful, life).await;
-        until(&world.innocent, life).await;
-        running.kill().await;
-        if life == 2 {
-            // By a process that runs none.
-            let client = Engine::builder(store.clone()).start().await.unwrap();
-            client.sagas::<Witness>().submit("k", ()).await.unwrap();
-        }
-        running = engine(&store, &world).await;
-    }
-    let client = Engine::builder(store.clone()).start().await.unwrap();
-    let witness = client.sagas::<Witness>().submit("k", ()).await.unwrap();
-    assert_eq!(witness.outcome().await.unwrap(), Outcome::Completed(()));
-    assert!(world.was_free.load(Ordering::SeqCst), "it was still owned");
 }

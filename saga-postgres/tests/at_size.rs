@@ -6,7 +6,7 @@ mod common;
 use common::{Setup, fresh};
 use saga_postgres::{PgOutbox, PgStore};
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, Row};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use std::fmt::Write as _;
 
 /// A worker that owns two thousand sagas, and another one that owns ten thousand and is dead.
@@ -260,9 +260,18 @@ fn cases(heads: Heads) -> Vec<Case> {
     ]
 }
 
-/// How many pages a statement reads and writes, as a connection of the store plans it, and how.
-async fn pages(pool: &PgPool, sql: &str, arguments: &str) -> (u64, String) {
-    let mut connection = pool.acquire().await.unwrap();
+/// What a statement did, as a connection of the store planned it.
+#[derive(Default)]
+struct Done {
+    /// How many pages it read and wrote.
+    pages: u64,
+    /// Tables that it read as a whole.
+    scans: Vec<String>,
+    /// Where in its plan most of them were.
+    most: String,
+}
+
+async fn done(connection: &mut PgConnection, sql: &str, arguments: &str) -> Done {
     let mut tx = connection.begin().await.unwrap();
     sqlx::raw_sql(AssertSqlSafe(format!("PREPARE sized AS {sql}"))).execute(&mut *tx).await.unwrap();
     let arguments = if arguments.is_empty() { String::new() } else { format!("({arguments})") };
@@ -271,24 +280,31 @@ async fn pages(pool: &PgPool, sql: &str, arguments: &str) -> (u64, String) {
     let explained = explained.unwrap_or_else(|error| panic!("{sql}: {error}"));
     let explained: Value = serde_json::from_str(&explained.get_unchecked::<String, _>(0)).unwrap();
     tx.rollback().await.unwrap();
-    sqlx::raw_sql("DEALLOCATE sized").execute(&mut *connection).await.unwrap();
-    let plan = &explained[0]["Plan"];
-    let mut scans = String::new();
-    let pages = own_and_beside(plan, true, &mut scans);
-    (pages, scans)
+    sqlx::raw_sql("DEALLOCATE sized").execute(connection).await.unwrap();
+    let mut done = Done::default();
+    done.adds(&explained[0]["Plan"], true);
+    done
 }
 
-/// The pages of a plan, and of those parts of it that write beside it, which are not counted with it. Names what it
-/// reads as a whole.
-fn own_and_beside(plan: &Value, top: bool, scans: &mut String) -> u64 {
-    let pages = |kind: &str| plan[kind].as_u64().unwrap_or_default();
-    let beside = plan["Node Type"] == "ModifyTable" && plan["Subplan Name"].is_string();
-    let own = if top || beside { pages("Shared Hit Blocks") + pages("Shared Read Blocks") } else { 0 };
-    if plan["Node Type"] == "Seq Scan" {
-        let _ = write!(scans, " {}", plan["Relation Name"].as_str().unwrap_or_default());
+impl Done {
+    /// A part of a plan. What writes beside the rest is not counted with it.
+    fn adds(&mut self, plan: &Value, top: bool) {
+        let number = |kind: &str| plan[kind].as_u64().unwrap_or_default();
+        let word = |kind: &str| plan[kind].as_str().unwrap_or_default().to_owned();
+        let pages = number("Shared Hit Blocks") + number("Shared Read Blocks");
+        if top || (word("Node Type") == "ModifyTable" && plan["Subplan Name"].is_string()) {
+            self.pages += pages;
+        }
+        if word("Node Type") == "Seq Scan" {
+            self.scans.push(word("Relation Name"));
+        }
+        if pages > 1_000 {
+            let (node, index, condition) = (word("Node Type"), word("Index Name"), word("Index Cond"));
+            let _ = write!(self.most, "\n    {node} {index} {condition}: {pages} pages, {} times", number("Actual Loops"));
+        }
+        let parts = plan["Plans"].as_array().map(Vec::as_slice).unwrap_or_default();
+        parts.iter().for_each(|part| self.adds(part, false));
     }
-    let parts = plan["Plans"].as_array().map(Vec::as_slice).unwrap_or_default();
-    own + parts.iter().map(|part| own_and_beside(part, false, scans)).sum::<u64>()
 }
 
 async fn run(connection: &mut PgConnection, schema: &str, sql: &str) {
@@ -314,7 +330,7 @@ async fn every_statement_reads_few_pages_among_a_million_rows_and_behind_a_long_
     run(&mut connection, &schema, FILL).await;
     sqlx::raw_sql(AssertSqlSafe(tables("VACUUM (ANALYZE)", &schema))).execute(&mut connection).await.unwrap();
 
-    let mut wrong = String::new();
+    let (mut wrong, mut stores) = (String::new(), store.pool().acquire().await.unwrap());
     for (round, dead) in ["no dead entries", "dead entries"].into_iter().enumerate() {
         let mut long = PgConnection::connect(&url).await.unwrap();
         let mut long = long.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ").await.unwrap();
@@ -327,13 +343,16 @@ async fn every_statement_reads_few_pages_among_a_million_rows_and_behind_a_long_
         assert!(missing.is_empty(), "statements without a case: {missing:?}");
         for Case { name, arguments, pages: most } in &cases {
             let sql = &statements.iter().find(|(other, _)| other == name).unwrap().1;
-            let (pages, scans) = pages(store.pool(), sql, arguments).await;
-            println!("{dead}: {name}: {pages} pages");
-            if pages > most[round] {
-                let _ = writeln!(wrong, "{dead}: {name}: {pages} pages, where {} are enough", most[round]);
+            // The first time, it reads the catalogue as well.
+            done(&mut stores, sql, arguments).await;
+            let done = done(&mut stores, sql, arguments).await;
+            println!("{dead}: {name}: {} pages", done.pages);
+            if done.pages > most[round] {
+                let (pages, where_most) = (done.pages, &done.most);
+                let _ = writeln!(wrong, "{dead}: {name}: {pages} pages, where {} are enough{where_most}", most[round]);
             }
-            let is_small = |table: &&str| table.starts_with("pg_") || SMALL.contains(table);
-            if let Some(scan) = scans.split_whitespace().find(|table| !is_small(table)) {
+            let is_small = |table: &str| table.starts_with("pg_") || SMALL.contains(&table);
+            for scan in done.scans.iter().filter(|table| !is_small(table)) {
                 let _ = writeln!(wrong, "{dead}: {name}: reads all of {scan}");
             }
         }

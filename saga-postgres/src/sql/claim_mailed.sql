@@ -3,17 +3,35 @@
 -- Reads the letters to these definitions alone, after the number $7, the oldest first, and no more of them than it
 -- takes, by number and by weight; and those of which an earlier release did not say whose they are. Served by
 -- saga_mailbox_for, saga_mailbox_unread, saga_pkey, saga_snapshot_pkey and saga_journal_pkey.
-WITH mailed AS MATERIALIZED (
+WITH RECURSIVE letters AS (
+    -- Some at a time: then this index serves it however many there are, of whomever.
+    SELECT d.name, d.version, next.*
+    FROM unnest($2::text[], $3::integer[]) AS d (name, version)
+    CROSS JOIN LATERAL (
+        SELECT array_agg(saga_id) AS sagas, array_agg(position) AS positions, max(position) AS last
+        FROM (
+            SELECT saga_id, position FROM {schema}.saga_mailbox
+            WHERE name = d.name AND version = d.version AND read_at IS NULL AND position > $7
+            ORDER BY position LIMIT 100
+        ) m
+    ) next
+    UNION ALL
+    SELECT l.name, l.version, next.*
+    FROM letters l
+    CROSS JOIN LATERAL (
+        SELECT array_agg(saga_id) AS sagas, array_agg(position) AS positions, max(position) AS last
+        FROM (
+            SELECT saga_id, position FROM {schema}.saga_mailbox
+            WHERE name = l.name AND version = l.version AND read_at IS NULL AND position > l.last
+            ORDER BY position LIMIT 100
+        ) m
+    ) next
+    WHERE l.last IS NOT NULL
+), mailed AS MATERIALIZED (
     -- In any order: what is put back with its letters is not to be first each time.
     SELECT s.id, s.bytes, random() AS place
     FROM (
-        SELECT m.saga_id, m.position
-        FROM unnest($2::text[], $3::integer[]) AS d (name, version)
-        CROSS JOIN LATERAL (
-            SELECT saga_id, position FROM {schema}.saga_mailbox
-            WHERE name = d.name AND version = d.version AND read_at IS NULL AND position > $7
-            ORDER BY position
-        ) m
+        SELECT m.saga_id, m.position FROM letters l, unnest(l.sagas, l.positions) AS m (saga_id, position)
         UNION ALL
         SELECT saga_id, position FROM {schema}.saga_mailbox WHERE name IS NULL AND version IS NULL AND read_at IS NULL AND position > $7
     ) m

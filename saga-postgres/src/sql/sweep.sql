@@ -1,7 +1,14 @@
 -- Makes due what these workers owned, and counts the lapse: `lost_with` has a place for each. With $3 they were silent
 -- and not dead, and it is survived. Served by saga_owner and saga_pkey.
-WITH orphaned AS MATERIALIZED (
-    SELECT id FROM {schema}.saga WHERE owner = ANY ($1) ORDER BY id LIMIT $2 FOR NO KEY UPDATE SKIP LOCKED
+WITH owned AS MATERIALIZED (
+    -- Apart from the order: or all of saga_pkey may be walked for it.
+    SELECT id FROM {schema}.saga WHERE owner = ANY ($1) LIMIT $2
+), orphaned AS MATERIALIZED (
+    SELECT s.id
+    FROM (SELECT id FROM owned ORDER BY id) o
+    CROSS JOIN LATERAL (
+        SELECT id FROM {schema}.saga WHERE id = o.id AND owner = ANY ($1) FOR NO KEY UPDATE SKIP LOCKED
+    ) s
 )
 UPDATE {schema}.saga s
 SET owner = NULL, due_at = now(), due_from = now(), epoch = s.epoch + 1, lapses = s.lapses + 1,
