@@ -383,12 +383,8 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// A message is among the answers again and again until it is read, but not in each: one that an earlier answer had,
     /// or that came with a claim, may be left out for up to a minute.
-    async fn mail(
-        &self,
-        worker: WorkerId,
-        definitions: &[DefinitionId],
-        limit: usize,
-    ) -> Result<Vec<Mail>, StoreError>;
+    async fn mail(&self, worker: WorkerId, definitions: &[DefinitionId], limit: usize)
+    -> Result<Vec<Mail>, StoreError>;
 
     /// The saga of that name and key.
     async fn find(&self, name: &str, key: &str) -> Result<Option<SagaId>, StoreError>;

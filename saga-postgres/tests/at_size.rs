@@ -300,7 +300,8 @@ impl Done {
         }
         if pages > 1_000 {
             let (node, index, condition) = (word("Node Type"), word("Index Name"), word("Index Cond"));
-            let _ = write!(self.most, "\n    {node} {index} {condition}: {pages} pages, {} times", number("Actual Loops"));
+            let _ =
+                write!(self.most, "\n    {node} {index} {condition}: {pages} pages, {} times", number("Actual Loops"));
         }
         let parts = plan["Plans"].as_array().map(Vec::as_slice).unwrap_or_default();
         parts.iter().for_each(|part| self.adds(part, false));
@@ -339,7 +340,8 @@ async fn every_statement_reads_few_pages_among_a_million_rows_and_behind_a_long_
             run(&mut connection, &schema, CHURN).await;
         }
         let cases = cases(heads(&store, &schema).await);
-        let missing: Vec<_> = statements.iter().filter(|(name, _)| cases.iter().all(|case| case.name != *name)).collect();
+        let missing: Vec<_> =
+            statements.iter().filter(|(name, _)| cases.iter().all(|case| case.name != *name)).collect();
         assert!(missing.is_empty(), "statements without a case: {missing:?}");
         for Case { name, arguments, pages: most } in &cases {
             let sql = &statements.iter().find(|(other, _)| other == name).unwrap().1;

@@ -374,6 +374,10 @@ mod owner {
         told.any(|told| String::from_utf8_lossy(&told).contains(directory))
     }
 
+    fn entries(directory: &Path) -> Vec<std::ffi::OsString> {
+        fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect()
+    }
+
     impl Server {
         fn is_gone(&self) -> bool {
             !listens(self.port) && !self.directory.join("postmaster.pid").exists()
@@ -430,8 +434,9 @@ mod owner {
             owner.end(Signal::KILL)?;
             let undone = || !is_at_work_in(&kept.to_string_lossy());
             assert!(soon(undone) || soon(undone), "killed after {milliseconds} ms, and not cleaned up");
+            let left = entries(&kept);
             let next = Owner::start(&[(KEPT, &kept), (ENDS, Path::new("yes"))])?.server();
-            assert!(next.is_ok(), "killed after {milliseconds} ms");
+            assert!(next.is_ok(), "killed after {milliseconds} ms, left {left:?}, now {:?}", entries(&kept));
         }
         Ok(())
     }

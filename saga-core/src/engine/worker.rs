@@ -303,7 +303,10 @@ impl Turns {
         }
         self.taken.get_or_insert_with(Instant::now);
         if waited > patience && self.rarely.now() {
-            tracing::info!(?waited, "sagas that workers were lost with wait for others of their kind to do no harm here");
+            tracing::info!(
+                ?waited,
+                "sagas that workers were lost with wait for others of their kind to do no harm here"
+            );
         }
         if free == 0 || waited > patience { 0 } else { SUSPECT - 1 }
     }

@@ -109,6 +109,7 @@ impl Cluster {
         let mut output = tempfile::tempfile().map_err(StartError::io("make a temporary file"))?;
         let mut command = self.command(&self.binaries.initdb, &output)?;
         command.args(["-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync", "-U", "postgres"]);
+        self.keeper.will_make()?;
         let mut initdb = Process::spawn(&mut command)?;
         self.keeper.wait_for(initdb.id())?;
         let status = initdb.ended().await?;

@@ -49,10 +49,20 @@ impl Keeper {
         command.process_group(Pid::from_child(&self.shell).as_raw_nonzero().get());
     }
 
-    /// Lets the process that makes the data directory undo its work, if this process ends meanwhile: it holds no lock file to wait for.
+    /// A process that makes the data directory is about to be spawned. It is let undo its work, if this process ends
+    /// meanwhile: it holds no lock file to wait for. This process may end before it knows the other one's number.
+    pub(super) fn will_make(&mut self) -> Result<(), StartError> {
+        self.tell("making")
+    }
+
+    /// It was spawned, with this number.
     pub(super) fn wait_for(&mut self, initdb: u32) -> Result<(), StartError> {
+        self.tell(&initdb.to_string())
+    }
+
+    fn tell(&mut self, line: &str) -> Result<(), StartError> {
         let Some(pipe) = &mut self.shell.stdin else { return Ok(()) };
-        writeln!(pipe, "{initdb}").map_err(StartError::io("write to the keeper of a test server"))
+        writeln!(pipe, "{line}").map_err(StartError::io("write to the keeper of a test server"))
     }
 }
 
@@ -63,5 +73,33 @@ impl Drop for Keeper {
         if let Err(error) = dismissed {
             tracing::warn!(%error, "cannot dismiss the keeper of a test server");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn who_makes_a_directory_may_undo_it_though_its_number_was_never_said() {
+        const MAKES: &str = "trap 'sleep 1; rm half; exit 1' INT; touch half; while :; do sleep 0.1; done";
+        let directory = tempfile::tempdir().unwrap();
+        let mut keeper = Keeper::watch(directory.path(), false).unwrap();
+        keeper.will_make().unwrap();
+        let mut command = Command::new("/bin/sh");
+        keeper.adopt(command.args(["-c", MAKES]).current_dir(directory.path()));
+        let mut making = command.spawn().unwrap();
+        let half = directory.path().join("half");
+        let began = Instant::now();
+        while !half.exists() {
+            assert!(began.elapsed() < Duration::from_secs(60), "nothing is made");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // As if this process had ended.
+        drop(keeper.shell.stdin.take());
+        assert_eq!(making.wait().unwrap().code(), Some(1), "it was killed in the middle");
+        assert!(!half.exists());
+        keeper.shell.wait().unwrap();
     }
 }

@@ -4,9 +4,9 @@
 #   $2  "remove" if the data directory is to be removed, else "keep"
 #
 # Standard input is a pipe. Its other end lives in the owner and in nobody else, so it ends exactly when
-# the owner does, by return, panic, Ctrl-C or SIGKILL. What the owner writes is the number of the process
-# that makes the data directory. The server and initdb were put into this shell's
-# own process group when they were spawned: group 0 below is "they and I", and nobody else.
+# the owner does, by return, panic, Ctrl-C or SIGKILL. What the owner writes is "making" when it is about to
+# spawn the process that makes the data directory, and then the number of that process. The server and initdb
+# were put into this shell's own process group when they were spawned: group 0 below is "they and I", and nobody else.
 
 data_dir=$1
 trap '' HUP INT QUIT TERM
@@ -14,9 +14,30 @@ trap '' HUP INT QUIT TERM
 initdb=
 while read -r line; do initdb=$line; done
 
+# Whether initdb is at work.
+making() {
+    case $initdb in
+        '') return 1 ;;
+        making) in_group ;;
+        *) kill -0 "$initdb" 2>/dev/null ;;
+    esac
+}
+
+# Whether anybody else is in this group. Without /proc nobody knows. Starts no process: that would be one.
+in_group() {
+    [ -e /proc/self/stat ] || return 0
+    for stat in /proc/[0-9]*/stat; do
+        read -r line 2>/dev/null < "$stat" || continue
+        # Behind the name of the program: its state, its parent, its group.
+        set -- ${line##*) }
+        [ "$3" = "$$" ] && [ "$1" != Z ] && [ "$stat" != "/proc/$$/stat" ] && return 0
+    done
+    return 1
+}
+
 # Whether the server has its lock file, or initdb is at work.
 busy() {
-    [ -e "$data_dir/postmaster.pid" ] || { [ -n "$initdb" ] && kill -0 "$initdb" 2>/dev/null; }
+    [ -e "$data_dir/postmaster.pid" ] || making
 }
 
 # Waits until the server has taken its lock file away and initdb has ended, at most $1 tenths of a second.
