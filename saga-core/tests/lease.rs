@@ -15,7 +15,7 @@ use saga_core::{
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -26,8 +26,8 @@ use tokio::{sync::broadcast, time::Instant};
 struct Wire {
     store: MemoryStore,
     cut: Arc<AtomicBool>,
-    /// Appends take a second.
-    slow: Arc<AtomicBool>,
+    /// So many seconds each append takes.
+    slow: Arc<AtomicU64>,
 }
 
 impl Wire {
@@ -36,8 +36,8 @@ impl Wire {
     }
 
     async fn pass(&self, call: &str) -> Result<(), StoreError> {
-        if call == "append" && self.slow.load(Ordering::SeqCst) {
-            tokio::time::sleep(Duration::from_secs(1)).await;
+        if call == "append" {
+            tokio::time::sleep(Duration::from_secs(self.slow.load(Ordering::SeqCst))).await;
         }
         match self.cut.load(Ordering::SeqCst) {
             true => Err(StoreError::Unavailable("the wire is cut".into())),
@@ -176,6 +176,17 @@ async fn an_attempt_that_outlasts_the_grace_is_in_doubt_and_no_lapse() {
 /// Whatever begins may be what kills the worker.
 #[tokio::test(start_paused = true)]
 async fn nothing_begins_before_the_suspects_that_were_claimed_with_it_are_put_back() {
+    assert_eq!(free_suspects_when_another_begins(1).await, 1, "one is in quarantine, and one was put back");
+}
+
+/// Somebody holds its row, say.
+#[tokio::test(start_paused = true)]
+async fn a_suspect_that_cannot_be_put_back_does_not_hold_up_others_for_long() {
+    assert_eq!(free_suspects_when_another_begins(3600).await, 0, "it is on its way back");
+}
+
+/// Two suspects and another saga are claimed together, and appends take so many seconds.
+async fn free_suspects_when_another_begins(slow: u64) -> usize {
     let hang = |world: World, _| world.will("capture", Script::Hang);
     let (store, world) = (MemoryStore::default(), Arc::new((0..5).fold(World::default(), hang)));
     let calls = |what: &str| world.log().iter().filter(|call| *call == what).count();
@@ -194,15 +205,14 @@ async fn nothing_begins_before_the_suspects_that_were_claimed_with_it_are_put_ba
     assert_eq!(store.sweep(9).await.unwrap(), 2);
     // All three are claimed together.
     let wire = Wire::to(&store);
-    wire.slow.store(true, Ordering::SeqCst);
+    wire.slow.store(slow, Ordering::SeqCst);
     let _engine = Engine::builder(wire).register::<Order>(world.clone()).unwrap().start().await.unwrap();
     until("the third begins", || calls("reserve") == 3).await;
     // What has mail can be claimed, unless somebody owns it.
     let mail = suspects.map(|saga| Mail { saga, message: "m".into(), body: b"{}".to_vec() });
     store.post(&mail).await.unwrap();
     let order = [DefinitionId { name: "order".into(), version: 1 }];
-    let claimed = store.claim(WorkerId::generate(), &order, Ripe::Mailed, Room::of(9)).await.unwrap();
-    assert_eq!(claimed.len(), 1, "one is in quarantine, and one was put back");
+    store.claim(WorkerId::generate(), &order, Ripe::Mailed, Room::of(9)).await.unwrap().len()
 }
 
 #[tokio::test(start_paused = true)]

@@ -27,7 +27,7 @@ use std::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, broadcast::error::RecvError, watch},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 /// How many sagas are claimed, or swept, at a time.
@@ -36,6 +36,9 @@ const AT_A_TIME: usize = 500;
 const A_LOAD: usize = 256 << 10;
 /// How many messages are fetched at a time.
 const MAIL_AT_A_TIME: usize = 1000;
+
+/// How long what is put back is waited for.
+const A_WHILE: Duration = Duration::from_secs(2);
 
 /// Between two looks for the dead, at most.
 const LOOK: Duration = Duration::from_secs(2);
@@ -332,7 +335,8 @@ async fn isolate(shared: &Shared, lost: Vec<Drive>, suspects_first: bool) -> boo
     if !running.is_empty() {
         tracing::info!(sagas = running.len(), "taking over from workers that were lost");
     }
-    join_all(put_back).await;
+    // Whoever holds one of their rows holds up no others.
+    let _ = timeout(A_WHILE, join_all(put_back)).await;
     running.into_iter().for_each(|drive| shared.spawn_drive(drive.run()));
     none
 }
