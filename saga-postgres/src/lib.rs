@@ -26,10 +26,10 @@
 //! 2. *Mailbox.* What comes from outside (a cancel, an operator's verb) is inserted into `saga_mailbox` and touches neither row nor journal. The
 //!    owner folds it, in the statement that appends. So your open transaction with a cancel in it holds up nobody.
 //! 3. *Work is not a lease.* `due_at` says when unowned work is due. A worker has one heartbeat row; what it owned is
-//!    due
-//!    again when the worker was seen to be silent for as long as its lease. A worker that comes back says so, and its
-//!    silence is not counted as a death. Claims look at due work and at unread mail, so that mail which commits just
-//!    after a release is found.
+//!    due again when the worker was seen to be silent for as long as its lease. A worker that comes back says so, and
+//!    its silence is not counted as a death. Claims look at due work and at unread mail, so that mail which commits just
+//!    after a release is found. Looks read on where the ones before ended, no further than nothing older can still
+//!    appear; now and then one reads everything.
 //! 4. *Unknown commits are resolved*: the same append is sent again, and every journal row carries its writer.
 //! 5. *Payloads are bytes*, and the view `saga_history` shows them as JSON.
 //! 6. *A statement that is refused* for any reason but the connection or contention is halved until the culprit is alone. The culprit is parked.
