@@ -453,6 +453,47 @@ async fn what_is_owned_at_a_shutdown_is_lost_by_no_death() {
     assert_eq!(lapses(&store.read(saga).await.unwrap().unwrap()), (1, 1));
 }
 
+/// A look that gets no answer says nothing about what was due meanwhile.
+#[tokio::test]
+async fn what_was_due_during_an_outage_is_claimed_by_the_first_look_after_it() {
+    let Setup { store, schema, .. } = fresh(|_, sql| sql).await;
+    let worker = WorkerId::generate();
+    store.join(worker, LONG, &[definition()]).await.unwrap();
+    let claim = async || store.claim(worker, &[definition()], Ripe::Due, Room::of(10)).await;
+    assert!(claim().await.unwrap().is_empty());
+    run(&store, format!("ALTER TABLE {schema}.saga_snapshot RENAME TO away")).await;
+    // Longer than between two looks that read everything.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(6) {
+        assert!(claim().await.is_err());
+        sleep(AGAIN).await;
+    }
+    let saga = start(&store, "k", None).await;
+    run(&store, format!("UPDATE {schema}.saga SET due_at = now() - interval '1 minute' WHERE id = '{saga}'")).await;
+    run(&store, format!("ALTER TABLE {schema}.away RENAME TO saga_snapshot")).await;
+    assert_eq!(claim().await.unwrap().len(), 1);
+}
+
+/// A person wants something of it, and it can be parked no more than it is.
+#[tokio::test]
+async fn a_parked_saga_with_mail_is_claimed_however_often_it_lapsed() {
+    let Setup { store, schema, .. } = fresh(|_, sql| sql).await;
+    let worker = WorkerId::generate();
+    store.join(worker, LONG, &[definition()]).await.unwrap();
+    let (saga, other) = (start(&store, "k", None).await, start(&store, "other", None).await);
+    let lost = "due_at = NULL, due_from = NULL, lapses = 3, lost_with = array_fill(gen_random_uuid(), ARRAY[3])";
+    run(&store, format!("UPDATE {schema}.saga SET {lost}, status = CASE WHEN id = '{saga}' THEN 2 ELSE 0 END")).await;
+    let mail = [saga, other].map(|saga| Mail { saga, message: "m".into(), body: b"{}".to_vec() });
+    store.post(&mail).await.unwrap();
+    let room = Room { lapses: 0, ..Room::of(10) };
+    let claimed = store.claim(worker, &[definition()], Ripe::Mailed, room).await.unwrap();
+    assert_eq!(claimed.iter().map(|record| record.saga).collect::<Vec<_>>(), [saga]);
+    // What was survived does not count.
+    run(&store, format!("UPDATE {schema}.saga SET lost_with = '{{NULL,NULL,NULL}}' WHERE id = '{other}'")).await;
+    let claimed = store.claim(worker, &[definition()], Ripe::Mailed, room).await.unwrap();
+    assert_eq!(claimed.iter().map(|record| record.saga).collect::<Vec<_>>(), [other]);
+}
+
 /// Makes both wait at an advisory lock, between their snapshot and what they do.
 fn paused(name: &str, sql: String) -> String {
     match name {

@@ -1,7 +1,7 @@
 -- Claims unowned sagas that are due, those first that have been due longest: so many, and few enough bytes of what
--- there is to read of them, but one at least; and none that lapsed more often than $6, without what was survived. Looks no further back than ten
--- seconds before $7: what was due before that was claimed, unless it was committed late. Served by saga_due, whose order it follows, saga_pkey,
--- saga_snapshot_pkey and saga_journal_pkey.
+-- there is to read of them, but one at least; and none that lapsed more often than $6, without what was survived. Looks
+-- no further back than ten seconds before $7: what was due before that was claimed, unless it was committed late.
+-- Served by saga_due, whose order it follows, saga_pkey, saga_snapshot_pkey and saga_journal_pkey.
 WITH due AS MATERIALIZED (
     SELECT s.id, s.due_at, s.due_from, s.bytes
     FROM unnest($2::text[], $3::integer[]) AS d (name, version)

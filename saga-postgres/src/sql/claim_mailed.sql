@@ -33,7 +33,8 @@ WITH RECURSIVE letters AS (
     FROM (
         SELECT m.saga_id, m.position FROM letters l, unnest(l.sagas, l.positions) AS m (saga_id, position)
         UNION ALL
-        SELECT saga_id, position FROM {schema}.saga_mailbox WHERE name IS NULL AND version IS NULL AND read_at IS NULL AND position > $7
+        SELECT saga_id, position FROM {schema}.saga_mailbox
+        WHERE name IS NULL AND version IS NULL AND read_at IS NULL AND position > $7
     ) m
     CROSS JOIN LATERAL (
         SELECT id, octet_length(input) AS bytes

@@ -35,7 +35,8 @@ FROM (
             SELECT unnest(sagas) AS saga_id FROM letters
             UNION ALL
             -- An earlier release did not say whose they are.
-            SELECT saga_id FROM {schema}.saga_mailbox WHERE name IS NULL AND version IS NULL AND read_at IS NULL AND position > $6
+            SELECT saga_id FROM {schema}.saga_mailbox
+            WHERE name IS NULL AND version IS NULL AND read_at IS NULL AND position > $6
         ) m
     ) m
     -- The offset keeps this from being planned by the owner.

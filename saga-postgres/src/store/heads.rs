@@ -102,7 +102,7 @@ impl<N: Copy> Heads<N> {
     }
 
     /// A look has got no answer. If it was a full one that takes too long, looks go on from where those before it ended,
-    /// for a while.
+    /// for a while. For heads that pass over nothing that came since: a number, and no time.
     pub(super) fn failed(&mut self, looks: Looks, look: Look<N>, now: Instant) {
         if look.full
             && let Some(head) = self.heads.get_mut(&looks)
