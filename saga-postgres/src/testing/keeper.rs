@@ -98,7 +98,8 @@ mod tests {
         }
         // As if this process had ended.
         drop(keeper.shell.stdin.take());
-        assert_eq!(making.wait().unwrap().code(), Some(1), "it was killed in the middle");
+        let (told, ended) = (Instant::now(), making.wait().unwrap());
+        assert_eq!(ended.code(), Some(1), "it was killed in the middle, after {:?}: {ended}", told.elapsed());
         assert!(!half.exists());
         keeper.shell.wait().unwrap();
     }
