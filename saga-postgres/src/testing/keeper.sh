@@ -52,11 +52,6 @@ settle() {
 kill -INT 0     # the server: fast shutdown; initdb: undo and end
 sleep 0.2       # a server that was just starting may not have its lock file yet
 settle 100
-tenths=600      # what initdb has made until now it has to undo, however busy the machine is
-while making && [ "$tenths" -gt 0 ]; do
-    sleep 0.1
-    tenths=$((tenths - 1))
-done
 kill -QUIT 0    # the server: immediate shutdown
 settle 50
 
