@@ -1,5 +1,6 @@
 //! Every statement of the store, the inbox and the outbox at size: how many pages it reads among a million rows of each
-//! table, and with two hundred thousand dead entries more in front of each queue, behind somebody's long transaction.
+//! table, and with two hundred thousand dead entries more in front of each queue, behind somebody's long transaction;
+//! and by which indexes, which have to be those that its comment names.
 
 mod common;
 
@@ -7,7 +8,7 @@ use common::{Setup, fresh};
 use saga_postgres::{PgOutbox, PgStore};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 /// A worker that owns two thousand sagas, and another one that owns ten thousand and is dead.
 const WORKER: &str = "'00000000-0000-4000-8000-000000000001'";
@@ -267,6 +268,8 @@ struct Done {
     pages: u64,
     /// Tables that it read as a whole.
     scans: Vec<String>,
+    /// Indexes that it read by.
+    indexes: BTreeSet<String>,
     /// Where in its plan most of them were.
     most: String,
 }
@@ -298,6 +301,8 @@ impl Done {
         if word("Node Type") == "Seq Scan" {
             self.scans.push(word("Relation Name"));
         }
+        let ours = Some(word("Index Name")).filter(|index| index.starts_with("saga_"));
+        self.indexes.extend(ours);
         if pages > 1_000 {
             let (node, index, condition) = (word("Node Type"), word("Index Name"), word("Index Cond"));
             let _ =
@@ -306,6 +311,15 @@ impl Done {
         let parts = plan["Plans"].as_array().map(Vec::as_slice).unwrap_or_default();
         parts.iter().for_each(|part| self.adds(part, false));
     }
+}
+
+/// The indexes that a statement's comment names: `Served by saga_pkey and saga_due.`
+fn served_by(sql: &str) -> BTreeSet<String> {
+    let comment: Vec<&str> = sql.lines().map_while(|line| line.strip_prefix("--")).collect();
+    let comment = comment.concat();
+    let served = comment.split_once("Served by ").and_then(|(_, served)| served.split('.').next());
+    let words = served.unwrap_or_default().split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    words.filter(|word| word.starts_with("saga_")).map(str::to_owned).collect()
 }
 
 async fn run(connection: &mut PgConnection, schema: &str, sql: &str) {
@@ -352,6 +366,12 @@ async fn every_statement_reads_few_pages_among_a_million_rows_and_behind_a_long_
             if done.pages > most[round] {
                 let (pages, where_most) = (done.pages, &done.most);
                 let _ = writeln!(wrong, "{dead}: {name}: {pages} pages, where {} are enough{where_most}", most[round]);
+            }
+            let named = served_by(sql);
+            // Plans do not show by which index an insert meets another row, nor what a function does.
+            let shows_all = !sql.contains("ON CONFLICT") && !done.indexes.is_empty();
+            if !done.indexes.is_subset(&named) || (shows_all && done.indexes != named) {
+                let _ = writeln!(wrong, "{dead}: {name}: read by {:?}, where it names {named:?}", done.indexes);
             }
             let is_small = |table: &str| table.starts_with("pg_") || SMALL.contains(&table);
             for scan in done.scans.iter().filter(|table| !is_small(table)) {

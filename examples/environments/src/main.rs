@@ -3,6 +3,7 @@
 #![allow(unreachable_pub, missing_docs, reason = "a program has nobody outside")]
 
 mod books;
+mod cost;
 mod node;
 mod place;
 mod pooler;
@@ -37,6 +38,15 @@ enum Command {
     Try(table::Plan),
     /// Two releases on one schema, under traffic. Call it by `scripts/side-by-side`.
     SideBySide(side_by_side::Plan),
+    /// What the past, strangers and weight cost, in figures.
+    #[command(subcommand)]
+    Cost(cost::Plan),
+    /// A process with heavy sagas.
+    #[command(hide = true)]
+    Heavy {
+        #[command(flatten)]
+        work: cost::weight::Work,
+    },
     /// A process of a run.
     #[command(hide = true)]
     Node {
@@ -55,6 +65,8 @@ async fn main() -> ExitCode {
         match Arguments::parse().command {
             Command::Try(plan) => table::run(&plan).await,
             Command::SideBySide(plan) => side_by_side::run(&plan).await,
+            Command::Cost(plan) => cost::run(&plan).await,
+            Command::Heavy { work } => cost::weight::serve(&work).await,
             Command::Node { place, settings } => node::run(&place, settings).await,
         }
     };

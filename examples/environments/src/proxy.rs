@@ -1,19 +1,21 @@
-//! A TCP proxy before the server: it can send new connections somewhere else, cut those that there are, or forget them
-//! without telling anybody.
+//! A TCP proxy before the server: it can send new connections somewhere else, cut those that there are, forget them
+//! without telling anybody, and be slow.
 
 use crate::Result;
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU16, AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::AbortHandle,
+    time::sleep_until,
 };
 
 /// A proxy that runs.
@@ -29,11 +31,49 @@ struct Shared {
     /// Connections before these numbers are forgotten, and cut.
     forgotten: watch::Sender<u64>,
     cut: watch::Sender<u64>,
+    /// One for each direction.
+    lines: [Line; 2],
+}
+
+/// What all connections share, in one direction.
+struct Line {
+    /// None passes as much as comes.
+    bytes_per_s: Option<f64>,
+    busy_until: Mutex<Instant>,
+}
+
+impl Line {
+    fn new(bytes_per_s: Option<f64>) -> Self {
+        Self { bytes_per_s, busy_until: Mutex::new(Instant::now()) }
+    }
+
+    /// Takes the time that so many bytes take. What is passed within a tick of the clock is passed at once.
+    async fn pass(&self, bytes: usize) {
+        let Some(bytes_per_s) = self.bytes_per_s else { return };
+        let now = Instant::now();
+        let passed = {
+            let mut busy_until = self.busy_until.lock().unwrap_or_else(PoisonError::into_inner);
+            *busy_until = now.max(*busy_until) + Duration::from_secs_f64(bytes as f64 / bytes_per_s);
+            *busy_until
+        };
+        if passed > now + Duration::from_millis(2) {
+            sleep_until(passed.into()).await;
+        }
+    }
 }
 
 impl Proxy {
     /// Passes connections on to a port of this machine.
     pub async fn to(upstream: u16) -> Result<Self> {
+        Self::start(upstream, None).await
+    }
+
+    /// As [`to`](Self::to), with so many megabytes a second in each direction, over all connections.
+    pub async fn slow(upstream: u16, megabytes_per_s: u32) -> Result<Self> {
+        Self::start(upstream, Some(1e6 * f64::from(megabytes_per_s))).await
+    }
+
+    async fn start(upstream: u16, bytes_per_s: Option<f64>) -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let port = listener.local_addr()?.port();
         let shared = Arc::new(Shared {
@@ -41,6 +81,7 @@ impl Proxy {
             opened: AtomicU64::new(0),
             forgotten: watch::Sender::new(0),
             cut: watch::Sender::new(0),
+            lines: [Line::new(bytes_per_s), Line::new(bytes_per_s)],
         });
         let accepting = tokio::spawn({
             let shared = shared.clone();
@@ -92,8 +133,8 @@ async fn pass_on(client: TcpStream, number: u64, shared: Arc<Shared>) -> io::Res
     let (mut from_server, mut to_server) = server.into_split();
     let mut cut = shared.cut.subscribe();
     tokio::select! {
-        done = copy(&mut from_client, &mut to_server, number, &shared) => done,
-        done = copy(&mut from_server, &mut to_client, number, &shared) => done,
+        done = copy(&mut from_client, &mut to_server, number, (&shared, &shared.lines[0])) => done,
+        done = copy(&mut from_server, &mut to_client, number, (&shared, &shared.lines[1])) => done,
         _ = cut.wait_for(|&before| number < before) => Ok(()),
     }
 }
@@ -102,7 +143,7 @@ async fn copy(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
     number: u64,
-    shared: &Shared,
+    (shared, line): (&Shared, &Line),
 ) -> io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     loop {
@@ -114,6 +155,7 @@ async fn copy(
         if read == 0 {
             return Ok(());
         }
+        line.pass(read).await;
         to.write_all(&buffer[..read]).await?;
     }
 }

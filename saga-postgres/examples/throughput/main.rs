@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a program that measures may stop")]
 
 mod limits;
+mod processors;
 
 use clap::Parser;
 use saga_core::{Cx, Engine, Out, Outcome, Saga, SagaBuilder, StepError};
@@ -64,11 +65,16 @@ struct Run {
     statements_per_saga: f64,
     wal_bytes_per_saga: f64,
     dead_tuples_per_saga: f64,
+    /// Processor time, of this process and of the server.
+    own_us_per_saga: f64,
+    server_us_per_saga: f64,
     peak_rss_mb: f64,
 }
 
 #[derive(Serialize)]
 struct Limits {
+    /// How long five commits of one row each take one after the other.
+    five_commits_ms: f64,
     a_sagas_per_s: f64,
     b_sagas_per_s: f64,
 }
@@ -88,9 +94,10 @@ async fn main() {
     store.migrate().await.unwrap();
     PgStore::options(&url).unwrap().schema("limits").connect().await.unwrap().migrate().await.unwrap();
     let time = Duration::from_secs(options.seconds);
-    let (mut a, mut b, mut runs) = (vec![], vec![], vec![]);
+    let (mut five, mut a, mut b, mut runs) = (vec![], vec![], vec![], vec![]);
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}", options.rounds);
+        five.push(1000.0 / limits::measure(&url, "limits", include_str!("limit_a.sql"), 1, time).await);
         a.push(limits::measure(&url, "limits", include_str!("limit_a.sql"), 32, time).await);
         b.push(200.0 * limits::measure(&url, "limits", include_str!("limit_b.sql"), 4, time).await);
         for &in_flight in &options.in_flight {
@@ -109,12 +116,14 @@ async fn main() {
             statements_per_saga: median_of(|run| run.statements_per_saga),
             wal_bytes_per_saga: median_of(|run| run.wal_bytes_per_saga),
             dead_tuples_per_saga: median_of(|run| run.dead_tuples_per_saga),
+            own_us_per_saga: median_of(|run| run.own_us_per_saga),
+            server_us_per_saga: median_of(|run| run.server_us_per_saga),
             peak_rss_mb: median_of(|run| run.peak_rss_mb),
         }
     };
     let report = Report {
         runs: options.in_flight.iter().copied().map(of).collect(),
-        limits: Limits { a_sagas_per_s: median(a), b_sagas_per_s: median(b) },
+        limits: Limits { five_commits_ms: median(five), a_sagas_per_s: median(a), b_sagas_per_s: median(b) },
     };
     match options.json {
         true => println!("{}", serde_json::to_string(&report).unwrap()),
@@ -172,6 +181,8 @@ async fn measure(store: &PgStore, in_flight: usize, time: Duration) -> Run {
         statements_per_saga: per_saga(|counters| counters.statements),
         wal_bytes_per_saga: per_saga(|counters| counters.wal),
         dead_tuples_per_saga: per_saga(|counters| counters.dead),
+        own_us_per_saga: per_saga(|counters| counters.own),
+        server_us_per_saga: per_saga(|counters| counters.server),
         peak_rss_mb: peak_rss_mb(),
     }
 }
@@ -181,6 +192,9 @@ struct Counters {
     statements: f64,
     wal: f64,
     dead: f64,
+    /// Microseconds of processor time.
+    own: f64,
+    server: f64,
 }
 
 impl Counters {
@@ -189,9 +203,12 @@ impl Counters {
         tokio::time::sleep(Duration::from_millis(1200)).await;
         let sql = "SELECT (SELECT xact_commit FROM pg_stat_database WHERE datname = current_database())::float8, \
                    pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::float8, \
-                   (SELECT sum(n_tup_upd + n_tup_del) FROM pg_stat_user_tables WHERE schemaname = 'engine')::float8";
-        let (commits, wal, dead): (f64, f64, f64) = sqlx::query_as(sql).fetch_one(store.pool()).await.unwrap();
-        Self { commits, statements: store.statements_sent() as f64, wal, dead }
+                   (SELECT sum(n_tup_upd + n_tup_del) FROM pg_stat_user_tables WHERE schemaname = 'engine')::float8, \
+                   pg_backend_pid()";
+        let (commits, wal, dead, backend): (f64, f64, f64, i32) =
+            sqlx::query_as(sql).fetch_one(store.pool()).await.unwrap();
+        let (own, server) = (processors::own(), processors::server(backend));
+        Self { commits, statements: store.statements_sent() as f64, wal, dead, own, server }
     }
 }
 
@@ -208,16 +225,16 @@ fn median(mut figures: Vec<f64>) -> f64 {
 }
 
 fn print(report: &Report, version: &str) {
-    let Limits { a_sagas_per_s: a, b_sagas_per_s: b } = report.limits;
+    let Limits { five_commits_ms: five, a_sagas_per_s: a, b_sagas_per_s: b } = report.limits;
     println!(
         "Sagas of four no-op steps, each durable, on PostgreSQL {version} with fsync and synchronous_commit on.\n"
     );
     println!(
-        "in flight   sagas/s    p50 ms    p99 ms  commits  statements  WAL bytes  dead tuples  peak MB   of (a)   of (b)"
+        "in flight   sagas/s    p50 ms    p99 ms  commits  statements  WAL bytes  dead tuples  own µs  server µs  peak MB   of (a)   of (b)"
     );
     for run in &report.runs {
         println!(
-            "{:>9} {:>9.0} {:>9.2} {:>9.2} {:>8.2} {:>11.2} {:>10.0} {:>12.2} {:>8.0} {:>7.2}x {:>7.2}x",
+            "{:>9} {:>9.0} {:>9.2} {:>9.2} {:>8.2} {:>11.2} {:>10.0} {:>12.2} {:>7.0} {:>10.0} {:>8.0} {:>7.2}x {:>7.2}x",
             run.in_flight,
             run.sagas_per_s,
             run.p50_ms,
@@ -226,12 +243,15 @@ fn print(report: &Report, version: &str) {
             run.statements_per_saga,
             run.wal_bytes_per_saga,
             run.dead_tuples_per_saga,
+            run.own_us_per_saga,
+            run.server_us_per_saga,
             run.peak_rss_mb,
             run.sagas_per_s / a,
             run.sagas_per_s / b,
         );
     }
-    println!("\nThe columns from commits to dead tuples are per saga.");
+    println!("\nThe columns from commits to server µs are per saga; µs are processor time of this process and of Postgres.");
+    println!("alone     {five:>9.2} ms a saga: the same rows, five commits one after the other, no engine, 1 connection");
     println!("limit (a) {a:>9.0} sagas/s: the same rows, one transaction a step, no engine, 32 connections");
     println!(
         "limit (b) {b:>9.0} sagas/s: the same rows by the group-commit statement alone, 200 sagas a statement, 4 connections"

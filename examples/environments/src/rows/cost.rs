@@ -3,6 +3,7 @@
 use super::{Row, Story};
 use crate::{
     Result,
+    cost::weight,
     place::Place,
     stage::{Stage, pool},
     world::World,
@@ -19,6 +20,11 @@ pub const ROWS: &[Row] = &[
         environment: "fifty thousand letters to others, twenty thousand events of a topic that is away",
         short: true,
         run: |world| Box::pin(strangers(world)),
+    },
+    Row {
+        environment: "a slow network, and sagas that are heavy",
+        short: true,
+        run: |_| Box::pin(heavy()),
     },
 ];
 
@@ -65,6 +71,14 @@ async fn strangers(world: &World) -> Result<Story> {
     sqlx::raw_sql(STRANGERS).execute(&admin).await?;
     admin.close().await;
     Ok(Story::quiet("two nodes", stage.two_nodes().await?))
+}
+
+async fn heavy() -> Result<Story> {
+    let mut done = vec![];
+    for task in weight::SHORT {
+        done.push(weight::run(&task).await?.says);
+    }
+    Ok(Story::measured(done.join("; ")))
 }
 
 async fn open(world: &World) -> Result<(Stage, Postgres)> {

@@ -24,7 +24,7 @@ pub struct Row {
 /// What was done, and what came of it.
 pub struct Story {
     pub done: String,
-    /// None where nothing was to run.
+    /// None where nothing was to run in the books.
     pub verdict: Option<Verdict>,
     /// Whether nothing stood in the way of any call: then each was answered at once.
     pub quiet: bool,
@@ -39,6 +39,11 @@ impl Story {
     /// Something happened meanwhile: calls may have had to be made again.
     pub fn rough(done: impl Into<String>, verdict: Verdict) -> Self {
         Self { done: done.into(), verdict: Some(verdict), quiet: false }
+    }
+
+    /// Sagas of its own ended; nobody keeps books of them.
+    pub fn measured(done: impl Into<String>) -> Self {
+        Self { done: done.into(), verdict: None, quiet: true }
     }
 
     /// What cannot work was refused, as it should be.
