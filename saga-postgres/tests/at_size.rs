@@ -179,9 +179,9 @@ fn cases(heads: Heads) -> Vec<Case> {
         case("post", format!("{own}, {}, {}", all("new"), all("x")), batch(40)),
         reads_the_dead(
             "drop_dead_mail",
-            String::new(),
-            [400_000, 900_000],
-            "all unread letters, for a twentieth of the time at most",
+            "'00000000-0000-0000-0000-000000000000', 5000".to_string(),
+            [40_000, 500_000],
+            "what had been read, the first time of each walk through all unread letters",
         ),
         case("letters_numbered", String::new(), 30),
         case("letters_writers", String::new(), 30),

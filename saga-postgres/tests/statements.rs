@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Order, Setup, fresh};
-use saga_core::{Engine, WorkerId};
+use saga_core::{Engine, WorkerId, store::Store};
 use saga_postgres::{InTransaction, PgStore};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 
@@ -125,6 +125,26 @@ async fn letters_to_strangers_cost_nothing() {
     // A few for each of the two that have some.
     let mail = pages(&store, "mail", &format!("({WORKER}, '{{order}}', '{{1}}', 1000, 1000000, 0)")).await;
     assert!(mail < 50, "{mail} pages");
+}
+
+/// There are more letters before them than are looked at in one go.
+#[tokio::test]
+async fn letters_to_a_saga_that_has_ended_are_dropped_behind_any_number_of_others() {
+    let Setup { store, schema, .. } = fresh(|_, sql| sql).await;
+    let fill = format!(
+        "INSERT INTO {schema}.saga (id, name, version, key, status, input)
+         SELECT ('00000000-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid, 'order', 1, n::text, CASE WHEN n > 12000 THEN 3 ELSE 0 END, '1'
+         FROM generate_series(1, 12001) n;
+         INSERT INTO {schema}.saga_mailbox (saga_id, message, body, name, version)
+         SELECT id, 'm', '{{}}', name, version FROM {schema}.saga"
+    );
+    sqlx::raw_sql(AssertSqlSafe(fill)).execute(store.pool()).await.unwrap();
+    for _ in 0..3 {
+        store.sweep(10).await.unwrap();
+    }
+    let left = format!("SELECT count(*) FROM {schema}.saga_mailbox");
+    let left: i64 = sqlx::query_scalar(AssertSqlSafe(left)).fetch_one(store.pool()).await.unwrap();
+    assert_eq!(left, 12_000);
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@
 
 use super::{
     PgStore,
-    heads::{Heads, Look, Looks},
+    heads::{Heads, Look, Looks, pause},
     rows::{column, count, mail, unzipped},
 };
 use crate::{
@@ -22,9 +22,12 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
+use uuid::Uuid;
 
 /// For so long each letter is looked at, at least.
 const A_WHILE: Duration = Duration::from_secs(2);
+/// So many unread letters are looked at, at a time, for those to sagas that have ended.
+const AT_A_TIME: i64 = 5_000;
 
 /// What is known of the letters' numbers.
 #[derive(Debug, Default)]
@@ -33,6 +36,7 @@ pub(super) struct Letters {
     owned: Mutex<Heads<i64>>,
     unowned: Mutex<Heads<i64>>,
     numbers: Mutex<Numbers>,
+    dead: Mutex<DeadLetters>,
     /// One at a time: what was seen first is noted first.
     reading: tokio::sync::Mutex<()>,
 }
@@ -62,6 +66,33 @@ impl Numbers {
             }
         }
         holds
+    }
+}
+
+/// How far the letters to sagas that have ended have been looked for: in the order of the sagas' ids, some at a time,
+/// and from the beginning again after a while.
+#[derive(Debug, Default)]
+struct DeadLetters {
+    after: Uuid,
+    /// How long it has taken from the beginning.
+    took: Duration,
+    next: Option<Instant>,
+}
+
+impl DeadLetters {
+    /// The last one that was looked at, if there may be more; or what went wrong.
+    fn looked<E>(&mut self, last: Result<Option<Uuid>, E>, began: Instant, now: Instant) -> Result<(), E> {
+        self.took += now.duration_since(began);
+        let (after, answer) = match last {
+            Ok(Some(last)) => {
+                self.after = last;
+                return Ok(());
+            }
+            Ok(None) => (Uuid::nil(), Ok(())),
+            Err(error) => (self.after, Err(error)),
+        };
+        *self = Self { after, took: Duration::ZERO, next: Some(now + pause(self.took)) };
+        answer
     }
 }
 
@@ -157,6 +188,25 @@ impl PgStore {
         answer
     }
 
+    /// Drops some letters to sagas that have ended, if it is time.
+    pub(super) async fn drop_dead_letters(&self) -> Result<(), StoreError> {
+        let (dead, began) = (&self.inner.letters.dead, Instant::now());
+        let after = {
+            let dead = locked(dead);
+            if dead.next.is_some_and(|next| began < next) {
+                return Ok(());
+            }
+            dead.after
+        };
+        let sql = self.query(&self.queries().drop_dead_mail).bind(after).bind(AT_A_TIME);
+        let last = self.rows(sql).await.and_then(|rows| {
+            let Some(row) = rows.first() else { return Ok(None) };
+            let may_be_more = column::<i64>(row, "looked_at")? >= AT_A_TIME;
+            Ok(column::<Option<Uuid>>(row, "last")?.filter(|_| may_be_more))
+        });
+        locked(dead).looked(last, began, Instant::now())
+    }
+
     /// [`Store::mail`](saga_core::store::Store::mail).
     pub(super) async fn letters(
         &self,
@@ -183,6 +233,19 @@ pub(super) fn bytes<'a>(letters: impl IntoIterator<Item = &'a Mail>) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn letters_to_sagas_that_have_ended_are_looked_for_some_at_a_time() {
+        let (mut dead, now, second) = (DeadLetters::default(), Instant::now(), Duration::from_secs(1));
+        let mut looked = |last: Result<_, ()>| {
+            let _ = dead.looked(last, now, now + second);
+            (dead.after, dead.next.map(|next| next - now - second))
+        };
+        let some = Uuid::from_u128(7);
+        assert_eq!(looked(Ok(Some(some))), (some, None), "there are more: with the next sweep");
+        assert_eq!(looked(Err(())), (some, Some(40 * second)), "it goes on from there, after a while");
+        assert_eq!(looked(Ok(None)), (Uuid::nil(), Some(20 * second)), "it begins again");
+    }
 
     #[test]
     fn a_look_begins_after_what_has_been_settled_for_a_while() {

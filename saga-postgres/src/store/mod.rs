@@ -83,8 +83,6 @@ struct Inner {
     watch: Mutex<Watch>,
     heads: Mutex<Heads<DateTime<Utc>>>,
     letters: Letters,
-    /// When letters to sagas that have ended are looked for next.
-    dead_mail_at: Mutex<Option<Instant>>,
     portion: Portion,
     sent: AtomicU64,
 }
@@ -310,14 +308,7 @@ impl PgStore {
 
     async fn tidy(&self) -> Result<(), StoreError> {
         let set_back = self.rows(self.query(&self.queries().set_back).bind(AT_A_TIME)).await;
-        // It reads all unread letters.
-        let began = Instant::now();
-        let next = || self.inner.dead_mail_at.lock().unwrap_or_else(PoisonError::into_inner);
-        if next().is_none_or(|next| next <= began) {
-            let dropped = self.rows(self.query(&self.queries().drop_dead_mail)).await;
-            *next() = Some(Instant::now() + heads::pause(began.elapsed()));
-            dropped?;
-        }
+        self.drop_dead_letters().await?;
         set_back.map(drop)
     }
 

@@ -132,7 +132,6 @@ impl PgStoreOptions {
             watch: Default::default(),
             heads: Default::default(),
             letters: Default::default(),
-            dead_mail_at: Default::default(),
             portion: Default::default(),
             sent: AtomicU64::new(0),
         };
