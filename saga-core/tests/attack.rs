@@ -5,7 +5,7 @@ use futures::{FutureExt, future::BoxFuture};
 use saga_core::{
     CompensationCx, Cx, Encoded, Engine, EngineBuilder, Error, MemoryStore, Out, Outcome, Retry, Saga, SagaBuilder,
     SagaId, StepError, WorkerId,
-    machine::Status,
+    machine::{Event, Status},
     message::{Answer, CommandAttributes, Message},
     participant::Command,
     store::{
@@ -13,14 +13,14 @@ use saga_core::{
         Store, StoreError, Then,
     },
     testing::World,
-    transport::{LocalTransport, Outgoing, Receiver, Subscription, Transport, Unavailable, Verdict},
+    transport::{Consumer, LocalTransport, Outgoing, Receiver, Subscription, Transport, Unavailable, Verdict},
 };
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -315,6 +315,131 @@ async fn a_reply_that_comes_before_a_release_is_answered_is_not_left_until_the_n
     let outcome = timeout(10 * SECOND, parcel.outcome()).await.expect("the reply is heard at the next poll only");
     assert_eq!(outcome.unwrap(), Outcome::Completed(7));
     assert!(replied.elapsed() > 3 * SECOND, "it was in memory still");
+}
+
+/// Appends but the first one get no answer until there is an end of it. Letters are counted.
+#[derive(Default)]
+struct SlowToWrite {
+    appends: Times,
+    answers: AtomicBool,
+    posts: Times,
+}
+
+#[async_trait]
+impl Rig for Arc<SlowToWrite> {
+    async fn before(&self, call: &str, _: &MemoryStore, _: &[Append]) -> Result<(), StoreError> {
+        match call {
+            "append" if !self.appends.is_the(1) && !self.answers.load(SeqCst) => lost(),
+            "post" => {
+                self.posts.is_the(1);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A parcel whose command has been sent, and the test that answers it.
+struct Office {
+    store: MemoryStore,
+    rig: Arc<SlowToWrite>,
+    wire: Arc<LocalTransport>,
+    counter: Arc<Counter>,
+    _open: Box<dyn Consumer>,
+}
+
+impl Office {
+    async fn new() -> Self {
+        let (wire, counter) = (Arc::new(LocalTransport::default()), Arc::new(Counter::default()));
+        let subscription = Subscription { group: "post".into(), topics: vec![Post::TOPIC.into()], batch: 1 };
+        let _open = wire.subscribe(subscription, counter.clone()).await.unwrap();
+        Self { store: MemoryStore::default(), rig: Arc::default(), wire, counter, _open }
+    }
+
+    async fn engine(&self) -> Engine {
+        let store = Rigged { store: self.store.clone(), rig: self.rig.clone() };
+        let builder = Engine::builder(store).transport("shop", self.wire.clone()).register::<Parcel>(()).unwrap();
+        builder.start().await.unwrap()
+    }
+
+    /// Answers the command of this attempt.
+    async fn answer(&self, attempt: usize, answer: Answer) {
+        until("the command", || self.counter.0.lock().unwrap().len() >= attempt).await;
+        let command = self.counter.0.lock().unwrap()[attempt - 1].clone();
+        let message = CommandAttributes::of(&command).unwrap().reply("post", &command, &answer);
+        self.send(message).await;
+    }
+
+    async fn send(&self, message: Message) {
+        self.wire.publish(&[Outgoing { topic: "shop.replies".into(), message }]).await;
+    }
+}
+
+fn seven() -> Answer {
+    Answer::Success(Encoded::of(&7).unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_to_a_saga_in_memory_goes_past_the_mailbox() {
+    let post = Office::new().await;
+    post.rig.answers.store(true, SeqCst);
+    let engine = post.engine().await;
+    let parcel = engine.sagas::<Parcel>().submit("k", 7).await.unwrap();
+    post.answer(1, seven()).await;
+    assert_eq!(parcel.outcome().await.unwrap(), Outcome::Completed(7));
+    assert_eq!(post.rig.posts.so_far(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_was_heard_and_not_written_is_found_by_the_next_worker() {
+    let post = Office::new().await;
+    let first = post.engine().await;
+    let parcel = first.sagas::<Parcel>().submit("k", 7).await.unwrap().id();
+    post.answer(1, seven()).await;
+    sleep(SECOND).await;
+    assert_eq!(post.rig.posts.so_far(), 1, "it counts as received when it is in the mailbox");
+    first.kill().await;
+    post.rig.answers.store(true, SeqCst);
+    let second = post.engine().await;
+    assert_eq!(second.sagas::<Parcel>().get(parcel).outcome().await.unwrap(), Outcome::Completed(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_comes_both_ways_counts_once_and_is_read() {
+    let post = Office::new().await;
+    let engine = post.engine().await;
+    let parcel = engine.sagas::<Parcel>().submit("k", 7).await.unwrap();
+    post.answer(1, Answer::Retry("busy".into())).await;
+    sleep(SECOND).await;
+    assert_eq!(post.rig.posts.so_far(), 1);
+    post.rig.answers.store(true, SeqCst);
+    until("the second attempt", || post.counter.0.lock().unwrap().len() == 2).await;
+    let mail = post.store.read(parcel.id()).await.unwrap().unwrap().mail;
+    assert!(mail.is_empty(), "it was heard, and stays unread: {mail:?}");
+    post.answer(2, seven()).await;
+    assert_eq!(parcel.outcome().await.unwrap(), Outcome::Completed(7));
+    let told = parcel.history().await.unwrap();
+    let retries = told.events().iter().filter(|event| matches!(event, Event::Retrying { .. })).count();
+    assert_eq!(retries, 1, "{told}");
+}
+
+/// Whoever it was handed to may own the saga no longer: to the one that does it may be news.
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_changes_nothing_where_it_came_goes_into_the_mailbox() {
+    let post = Office::new().await;
+    post.rig.answers.store(true, SeqCst);
+    let engine = post.engine().await;
+    let parcel = engine.sagas::<Parcel>().submit("k", 7).await.unwrap();
+    until("the command", || post.counter.0.lock().unwrap().len() == 1).await;
+    let command = post.counter.0.lock().unwrap()[0].clone();
+    let mut strayed = CommandAttributes::of(&command).unwrap().reply("post", &command, &seven());
+    strayed.extensions.insert("sagagen".into(), "1".into());
+    post.send(strayed).await;
+    sleep(SECOND).await;
+    assert_eq!(post.rig.posts.so_far(), 1);
+    post.answer(1, seven()).await;
+    assert_eq!(parcel.outcome().await.unwrap(), Outcome::Completed(7));
+    assert_eq!(post.rig.posts.so_far(), 1);
 }
 
 /// The answer to the first claim is lost; the request to give back what it took is on its way for long.

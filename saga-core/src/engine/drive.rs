@@ -4,7 +4,7 @@
 //! started. One append is under way at a time, and what happens meanwhile goes into the next.
 
 use super::{
-    Mailbox, Place, Shared,
+    Delivered, Mailbox, Place, Shared,
     attempt::{Attempt, Limits},
     journal,
     lease::Lease,
@@ -30,7 +30,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, watch},
+    sync::{OwnedSemaphorePermit, oneshot, watch},
     time::{Instant, sleep_until},
 };
 
@@ -72,6 +72,11 @@ pub(crate) struct Drive {
     read: Vec<String>,
     /// The messages that were opened, so that the next poll brings them in vain.
     opened: HashSet<String>,
+    /// Those of them that came past the mailbox, and may come to be there all the same.
+    unposted: HashSet<String>,
+    /// Who waits until what is pending is written, and who until the append under way is.
+    heard: Vec<oneshot::Sender<()>>,
+    heard_before: Vec<oneshot::Sender<()>>,
     mailbox: Mailbox,
     under_way: Vec<StepIndex>,
     attempts: FuturesUnordered<BoxFuture<'static, (StepIndex, Attempted)>>,
@@ -160,6 +165,9 @@ impl Drive {
             pending: vec![],
             read: vec![],
             opened: HashSet::new(),
+            unposted: HashSet::new(),
+            heard: vec![],
+            heard_before: vec![],
             under_way: vec![],
             attempts: FuturesUnordered::new(),
             awaited: vec![],
@@ -238,6 +246,7 @@ impl Drive {
             if writing.is_none()
                 && let Some((append, events)) = self.next_append()
             {
+                self.heard_before = std::mem::take(&mut self.heard);
                 let sketch = Append { snapshot: SnapshotChange::None, ..append.clone() };
                 writing = Some((sketch, self.write(append, events)));
             }
@@ -263,7 +272,7 @@ impl Drive {
                     }
                 }
                 Some((step, ended)) = self.attempts.next(), if !self.attempts.is_empty() => self.attempt_ended(step, ended),
-                Some(mail) = self.mailbox.recv(), if !is_released => self.open(mail),
+                Some(delivered) = self.mailbox.recv(), if !is_released => self.receive(delivered),
                 () = wait_until(timer), if timer.is_some() => {}
                 () = wait_until(harmless), if harmless.is_some() => self.quarantine = None,
                 () = &mut draining => {}
@@ -308,8 +317,30 @@ impl Drive {
         Some(Sent { op, generation: if op == Op::Do { tries.generation } else { 0 }, attempt: tries.made + 1 })
     }
 
+    fn receive(&mut self, delivered: Delivered) {
+        match delivered {
+            Delivered::Letter(mail) => self.open(mail),
+            Delivered::Reply { message, reply, heard } => {
+                let before = self.pending.len();
+                if !self.opened.contains(&message) {
+                    self.hear(reply);
+                }
+                // What changes nothing here may be news to another owner, if this is none any more: it goes into the
+                // mailbox. What is written shows who the owner is.
+                if self.pending.len() > before {
+                    self.opened.insert(message.clone());
+                    self.unposted.insert(message);
+                    self.heard.push(heard);
+                }
+            }
+        }
+    }
+
     fn open(&mut self, mail: Mail) {
         if !self.opened.insert(mail.message.clone()) {
+            if self.unposted.remove(&mail.message) {
+                self.read.push(mail.message);
+            }
             return;
         }
         match serde_json::from_slice(&mail.body) {
@@ -689,6 +720,8 @@ impl Drive {
     /// Takes note of a successful append; whether the saga stays in memory.
     fn written(&mut self, append: &Append) -> bool {
         self.seq = append.seq;
+        // Who does not wait any more has put it into the mailbox.
+        self.heard_before.drain(..).for_each(|heard| drop(heard.send(())));
         let is_open = |step: &StepIndex| self.state.tries(*step).is_some();
         let suspected = |quarantine: &Quarantine| quarantine.suspected.iter().any(is_open);
         if self.state.lapses_without_progress() == 0 && !self.quarantine.as_ref().is_some_and(suspected) {
@@ -724,6 +757,8 @@ impl Drive {
         self.attempts.clear();
         self.under_way.clear();
         self.quarantine = None;
+        // What is forgotten was not heard: it comes by the mailbox.
+        (self.heard, self.heard_before) = (vec![], vec![]);
         let parking_was_refused = self.state.status() == Status::Parked && append.status == Some(Status::Parked);
         if parking_was_refused {
             let then = Then::Release { due_in: None };
@@ -738,6 +773,7 @@ impl Drive {
         self.state = State::replay(self.process.graph(), &events);
         self.await_what_was_published();
         self.opened.clear();
+        self.unposted.clear();
         self.pending.clear();
         self.read.clear();
         self.take(Input::Unwritable { reason: error.to_string() });

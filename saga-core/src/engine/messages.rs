@@ -1,8 +1,10 @@
 //! Commands out, replies in.
 //!
-//! A command is an event first: it is published after the append that says what it says, and again, under the same id, by whoever takes over. A
-//! reply goes into its saga's mailbox like anything else from outside, and only then counts as received; the owner folds it. So a reply may come to
-//! any node, twice, late, or early (before its publication was acknowledged), and what does not apply any more changes nothing.
+//! A command is an event first: it is published after the append that says what it says, and again, under the same id,
+//! by whoever takes over. A reply counts as received when it is durable: that its saga has heard it, if the saga is in
+//! memory here; else, that it is in the saga's mailbox, like anything from outside, for the owner to fold. So a reply may
+//! come to any node, twice, both ways, late, or early (before its publication was acknowledged), and what does not apply
+//! any more changes nothing.
 
 use super::{Shared, drive::Letter};
 use crate::{
@@ -16,11 +18,15 @@ use crate::{
     },
 };
 use async_trait::async_trait;
+use futures::future::{join, join_all};
 use opentelemetry::Context;
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
+use tokio::time::{Instant, timeout_at};
 
 /// How many replies are put into mailboxes at a time.
 const REPLIES_AT_A_TIME: usize = 500;
+/// How long sagas in memory may take to hear replies, before these go into mailboxes.
+const A_MOMENT: Duration = Duration::from_millis(500);
 
 /// The way to the participants.
 pub(crate) struct Messages {
@@ -68,55 +74,75 @@ struct Replies {
 impl Receiver for Replies {
     async fn receive(&self, batch: &[Message]) -> Result<Vec<Verdict>, Unavailable> {
         let mut verdicts = vec![Verdict::Done; batch.len()];
-        let (mut mail, mut places) = (vec![], vec![]);
         let _processing: Vec<Context> =
             batch.iter().map(|message| self.tracing.process(&self.topic, message)).collect();
+        let (mut for_mailboxes, mut handed) = (vec![], vec![]);
         for (place, message) in batch.iter().enumerate() {
-            let read = Reply::of(message).map_err(|error| error.to_string());
-            let letter = read.and_then(|reply| {
-                let saga = reply.id.saga;
-                let body = serde_json::to_vec(&Letter::Reply(reply)).map_err(|error| error.to_string())?;
-                Ok(Mail { saga, message: message.id.clone(), body })
-            });
-            match letter {
-                Ok(letter) => {
-                    mail.push(letter);
-                    places.push(place);
-                }
-                Err(reason) => verdicts[place] = Verdict::DeadLetter(reason),
+            match Reply::of(message) {
+                Ok(reply) => match self.shared.hand(&message.id, reply) {
+                    Ok(heard) => handed.push((place, heard)),
+                    Err(reply) => for_mailboxes.push((place, reply)),
+                },
+                Err(error) => verdicts[place] = Verdict::DeadLetter(error.to_string()),
             }
         }
-        let posted = self.post(&mail).await?;
-        let mut for_others = false;
-        for ((posted, mail), place) in posted.into_iter().zip(mail).zip(places) {
-            let posted = match posted {
-                Ok(posted) => posted,
-                Err(reason) => {
-                    verdicts[place] = Verdict::DeadLetter(reason);
-                    continue;
-                }
-            };
-            match posted {
-                Posted::Accepted => for_others |= !self.shared.deliver(mail),
-                Posted::Ended => {
-                    tracing::debug!(saga = %mail.saga, reply = mail.message, "a reply to a saga that has ended")
-                }
-                Posted::NoSuchSaga => {
-                    let reason = format!("there is no saga {} in the store of `{}`", mail.saga, batch[place].source);
-                    verdicts[place] = Verdict::DeadLetter(reason);
-                }
-            }
-        }
-        if for_others {
-            self.shared.store.hint(Hint::Mail);
-        }
+        let until = Instant::now() + A_MOMENT;
+        let unheard = handed.into_iter().map(|(place, heard)| async move {
+            let heard = timeout_at(until, heard).await;
+            (!matches!(heard, Ok(Ok(())))).then_some(place)
+        });
+        let (posted, unheard) = join(self.post(batch, for_mailboxes, &mut verdicts), join_all(unheard)).await;
+        posted?;
+        let again = |place: usize| Some((place, Reply::of(&batch[place]).ok()?));
+        self.post(batch, unheard.into_iter().flatten().filter_map(again).collect(), &mut verdicts).await?;
         Ok(verdicts)
     }
 }
 
 impl Replies {
+    /// Puts replies into their sagas' mailboxes, each with its place in the batch.
+    async fn post(
+        &self,
+        batch: &[Message],
+        replies: Vec<(usize, Reply)>,
+        verdicts: &mut [Verdict],
+    ) -> Result<(), Unavailable> {
+        let (mut mail, mut places) = (vec![], vec![]);
+        for (place, reply) in replies {
+            let saga = reply.id.saga;
+            match serde_json::to_vec(&Letter::Reply(reply)) {
+                Ok(body) => {
+                    mail.push(Mail { saga, message: batch[place].id.clone(), body });
+                    places.push(place);
+                }
+                Err(error) => verdicts[place] = Verdict::DeadLetter(error.to_string()),
+            }
+        }
+        if mail.is_empty() {
+            return Ok(());
+        }
+        let mut for_others = false;
+        for ((posted, mail), place) in self.posted(&mail).await?.into_iter().zip(mail).zip(places) {
+            match posted {
+                Ok(Posted::Accepted) => for_others |= !self.shared.deliver(mail),
+                Ok(Posted::Ended) => {
+                    tracing::debug!(saga = %mail.saga, reply = mail.message, "a reply to a saga that has ended")
+                }
+                Ok(Posted::NoSuchSaga) => {
+                    let reason = format!("there is no saga {} in the store of `{}`", mail.saga, batch[place].source);
+                    verdicts[place] = Verdict::DeadLetter(reason);
+                }
+                Err(reason) => verdicts[place] = Verdict::DeadLetter(reason),
+            }
+        }
+        if for_others {
+            self.shared.store.hint(Hint::Mail);
+        }
+        Ok(())
+    }
+
     /// What the store refuses is not to keep its neighbours from their mailboxes: it is looked for by halves.
-    async fn post(&self, mail: &[Mail]) -> Result<Vec<Result<Posted, String>>, Unavailable> {
+    async fn posted(&self, mail: &[Mail]) -> Result<Vec<Result<Posted, String>>, Unavailable> {
         let mut answers = vec![];
         let mut parts = vec![mail];
         while let Some(part) = parts.pop() {

@@ -28,6 +28,7 @@ use crate::{
     BuildError, Definition, Encoded, Saga, SagaId,
     definition::{Bound, Process},
     machine::{State, Status},
+    message::Reply,
     store::{self, DefinitionId, Hint, Mail, Record, Start, Store, StoreError},
     trace::Tracing,
     transport::{Consumer, Transport},
@@ -47,7 +48,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -345,7 +346,20 @@ impl Shared {
         let mut in_memory = self.in_memory();
         let Some(delivery) = in_memory.get_mut(&mail.saga) else { return false };
         // A poll brings again what the saga has not come to read yet.
-        !delivery.under_way.insert(mail.message.clone()) || delivery.to.send(mail).is_ok()
+        !delivery.under_way.insert(mail.message.clone()) || delivery.to.send(Delivered::Letter(mail)).is_ok()
+    }
+
+    /// Hands a reply to its saga, past the mailbox, if the saga is in memory; else it comes back. What is returned is
+    /// answered once what the reply changed is written. When the other end is dropped, or when that takes long, the reply
+    /// has to go into the mailbox.
+    fn hand(&self, message: &str, reply: Reply) -> Result<oneshot::Receiver<()>, Reply> {
+        let in_memory = self.in_memory();
+        let Some(delivery) = in_memory.get(&reply.id.saga) else { return Err(reply) };
+        let ((heard, answered), message) = (oneshot::channel(), message.to_owned());
+        match delivery.to.send(Delivered::Reply { message, reply, heard }) {
+            Err(mpsc::error::SendError(Delivered::Reply { reply, .. })) => Err(reply),
+            _ => Ok(answered),
+        }
     }
 
     /// A saga as it stands, for as long as its lease holds: what is not known about it must not be guessed.
@@ -440,7 +454,7 @@ impl Shared {
 pub(crate) struct Place {
     shared: Arc<Shared>,
     saga: SagaId,
-    mailbox: mpsc::UnboundedSender<Mail>,
+    mailbox: mpsc::UnboundedSender<Delivered>,
     weight: Weight,
     _slot: OwnedSemaphorePermit,
 }
@@ -457,27 +471,38 @@ impl Place {
     }
 }
 
-/// How mail comes to a saga in memory.
+/// What comes to a saga in memory.
+pub(crate) enum Delivered {
+    /// It is in the saga's mailbox.
+    Letter(Mail),
+    /// It is in no mailbox; who handed it over waits for it to be heard.
+    Reply { message: String, reply: Reply, heard: oneshot::Sender<()> },
+}
+
+/// How it comes.
 struct Delivery {
-    to: mpsc::UnboundedSender<Mail>,
-    /// The messages that were sent and not received yet.
+    to: mpsc::UnboundedSender<Delivered>,
+    /// The letters that were sent and not received yet.
     under_way: HashSet<String>,
 }
 
-/// What is delivered to a saga in memory. What it does not read is in the store still, for whoever claims it.
+/// What is delivered to a saga in memory. What it does not read is in the store still, for whoever claims it, or comes
+/// there now.
 pub(crate) struct Mailbox {
     shared: Arc<Shared>,
     saga: SagaId,
-    delivered: mpsc::UnboundedReceiver<Mail>,
+    delivered: mpsc::UnboundedReceiver<Delivered>,
 }
 
 impl Mailbox {
-    async fn recv(&mut self) -> Option<Mail> {
-        let mail = self.delivered.recv().await?;
-        if let Some(delivery) = self.shared.in_memory().get_mut(&self.saga) {
+    async fn recv(&mut self) -> Option<Delivered> {
+        let delivered = self.delivered.recv().await?;
+        if let Delivered::Letter(mail) = &delivered
+            && let Some(delivery) = self.shared.in_memory().get_mut(&self.saga)
+        {
             delivery.under_way.remove(&mail.message);
         }
-        Some(mail)
+        Some(delivered)
     }
 }
 
