@@ -5,11 +5,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a program that measures may stop")]
 
+mod commands;
 mod limits;
 mod processors;
 
 use clap::Parser;
-use saga_core::{Cx, Engine, Out, Outcome, Saga, SagaBuilder, StepError};
+use commands::ThreeCommands;
+use saga_core::{
+    Cx, Engine, Out, Outcome, Saga, SagaBuilder, StepError,
+    transport::{LocalTransport, Transport},
+};
 use saga_postgres::{PgStore, testing::Postgres};
 use serde::Serialize;
 use std::{
@@ -20,6 +25,9 @@ use std::{
 /// Measures sagas of four no-op steps, each durable.
 #[derive(Parser)]
 struct Options {
+    /// Sagas of three commands to a participant in this process, in the place of those.
+    #[arg(long)]
+    commands: bool,
     /// Sagas in flight, one run each.
     #[arg(long, value_delimiter = ',', default_value = "1,32,128,1024")]
     in_flight: Vec<usize>,
@@ -101,7 +109,16 @@ async fn main() {
         a.push(limits::measure(&url, "limits", include_str!("limit_a.sql"), 32, time).await);
         b.push(200.0 * limits::measure(&url, "limits", include_str!("limit_b.sql"), 4, time).await);
         for &in_flight in &options.in_flight {
-            runs.push(measure(&store, in_flight, time).await);
+            runs.push(match options.commands {
+                false => measure::<FourSteps>(&store, Arc::new(LocalTransport::default()), in_flight, time).await,
+                true => {
+                    let transport = Arc::new(LocalTransport::default());
+                    let participating = commands::participate(transport.clone()).await;
+                    let run = measure::<ThreeCommands>(&store, transport, in_flight, time).await;
+                    participating.stop().await;
+                    run
+                }
+            });
         }
     }
     let of = |in_flight: usize| {
@@ -127,23 +144,32 @@ async fn main() {
     };
     match options.json {
         true => println!("{}", serde_json::to_string(&report).unwrap()),
-        false => print(&report, postgres.version()),
+        false => {
+            let of = if options.commands { "three commands to a participant in this process" } else { "four no-op steps" };
+            print(&report, of, postgres.version());
+        }
     }
     postgres.stop().await;
 }
 
 /// One run: so many sagas in flight, each followed by the next, until the time is over.
-async fn measure(store: &PgStore, in_flight: usize, time: Duration) -> Run {
+async fn measure<S: Saga<Input = (), Output = (), Deps = ()>>(
+    store: &PgStore,
+    transport: Arc<dyn Transport>,
+    in_flight: usize,
+    time: Duration,
+) -> Run {
     // Linux only; elsewhere the figure is the peak of the whole process.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
     let engine = Engine::builder(store.clone())
         .configure(|config| config.sagas = 2 * in_flight.max(512))
-        .register::<FourSteps>(())
+        .transport("throughput", transport)
+        .register::<S>(())
         .unwrap()
         .start()
         .await
         .unwrap();
-    let sagas = engine.sagas::<FourSteps>();
+    let sagas = engine.sagas::<S>();
     let latencies = Arc::new(Mutex::new(vec![]));
     let run = format!("{in_flight}-{}", saga_core::SagaId::generate());
     let before = Counters::read(store).await;
@@ -224,10 +250,10 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures[figures.len() / 2]
 }
 
-fn print(report: &Report, version: &str) {
+fn print(report: &Report, of: &str, version: &str) {
     let Limits { five_commits_ms: five, a_sagas_per_s: a, b_sagas_per_s: b } = report.limits;
     println!(
-        "Sagas of four no-op steps, each durable, on PostgreSQL {version} with fsync and synchronous_commit on.\n"
+        "Sagas of {of}, each durable, on PostgreSQL {version} with fsync and synchronous_commit on.\n"
     );
     println!(
         "in flight   sagas/s    p50 ms    p99 ms  commits  statements  WAL bytes  dead tuples  own µs  server µs  peak MB   of (a)   of (b)"
