@@ -18,6 +18,9 @@ use tokio::{
     time::sleep_until,
 };
 
+/// Who sleeps wakes up late by about so much, and may make up for it.
+const TICK: Duration = Duration::from_millis(2);
+
 /// A proxy that runs.
 pub struct Proxy {
     port: u16,
@@ -53,10 +56,11 @@ impl Line {
         let now = Instant::now();
         let passed = {
             let mut busy_until = self.busy_until.lock().unwrap_or_else(PoisonError::into_inner);
-            *busy_until = now.max(*busy_until) + Duration::from_secs_f64(bytes as f64 / bytes_per_s);
+            let earliest = now.checked_sub(TICK).unwrap_or(now);
+            *busy_until = earliest.max(*busy_until) + Duration::from_secs_f64(bytes as f64 / bytes_per_s);
             *busy_until
         };
-        if passed > now + Duration::from_millis(2) {
+        if passed > now + TICK {
             sleep_until(passed.into()).await;
         }
     }

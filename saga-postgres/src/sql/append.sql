@@ -1,4 +1,4 @@
--- Appends to journals, as their owner. Served by saga_pkey.
+-- Appends to journals, as their owner. Served by saga_pkey, saga_snapshot_pkey and saga_mailbox_pkey.
 --
 -- The fence: each saga's row is locked first, and owner and epoch are checked on the row *so locked*, which is the
 -- newest version however old this statement's snapshot is. All that is written comes from rows so locked and checked.

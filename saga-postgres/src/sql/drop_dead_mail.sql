@@ -11,11 +11,11 @@ WITH unread AS MATERIALIZED (
     FROM unread u
     CROSS JOIN LATERAL (SELECT status FROM {schema}.saga WHERE id = u.saga_id OFFSET 0) s
     CROSS JOIN LATERAL (
+        -- Its status in here: or letters to sagas that live may be locked before it is seen.
         SELECT saga_id, message FROM {schema}.saga_mailbox
-        WHERE saga_id = u.saga_id AND message = u.message AND read_at IS NULL
+        WHERE saga_id = u.saga_id AND message = u.message AND read_at IS NULL AND s.status >= 3
         FOR UPDATE SKIP LOCKED
     ) m
-    WHERE s.status >= 3
 ), dropped AS (
     DELETE FROM {schema}.saga_mailbox m USING dead d WHERE m.saga_id = d.saga_id AND m.message = d.message
 )

@@ -1,5 +1,5 @@
 -- What was put back in the future: the clock was set back since, or another server's is behind. It waits for as long as
--- it was to wait, from now on. Served by saga_due_since.
+-- it was to wait, from now on. Served by saga_due_since and saga_pkey.
 WITH ahead AS MATERIALIZED (
     SELECT id FROM {schema}.saga WHERE due_at IS NOT NULL AND due_from > now() + interval '1 second' ORDER BY due_from DESC LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED
 )

@@ -4,7 +4,7 @@ use super::{
     admin, median, quantile,
     service::{Service, Until},
 };
-use crate::{Result, program::open_directory, stage::pool};
+use crate::{Result, stage::pool};
 use saga_postgres::testing::Postgres;
 use std::{
     collections::BTreeMap,
@@ -40,15 +40,8 @@ pub struct Plan {
 
 /// What is not as it should be.
 pub async fn run(plan: &Plan) -> Result<Vec<String>> {
-    let logs = open_directory()?;
-    let log = logs.path().join("statements.log");
-    let postgres = Postgres::builder()
-        .setting("logging_collector", "on")
-        .setting("log_directory", logs.path().display().to_string())
-        .setting("log_filename", "statements.log")
-        .setting("log_file_mode", "0644")
-        .start()
-        .await?;
+    let postgres = Postgres::private().await?;
+    let log = postgres.data_dir().ok_or("a server that is not private")?.join("server.log");
     let url = postgres.url();
     let service = Arc::new(Service::open(&url, "saga").await?);
     let a_part = Until::Sagas(plan.sagas / TIMES as usize);

@@ -143,7 +143,7 @@ impl Service {
     /// Every fourth saga begins in a transaction, with an event; every fourth is asked to turn back.
     async fn submit(&self, key: &str, number: usize) -> Result<Started<Small>> {
         let sagas = self.engine.sagas::<Small>();
-        if number % 4 == 0 {
+        if number.is_multiple_of(4) {
             let mut tx = self.users.begin().await?;
             let saga = sagas.submit_in(&self.store, &mut tx, key, ()).await?;
             self.outbox.publish(&mut tx, key, &Begun).await?;

@@ -10,9 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines},
+    io::{AsyncBufReadExt, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
-    sync::watch,
+    sync::{oneshot, watch},
     task::JoinSet,
     time::{interval, sleep, timeout},
 };
@@ -88,7 +88,7 @@ pub async fn run(task: &Task) -> Result<Found> {
         Process::start(&postgres.url(), task, Role::Dies)?.dies().await?;
     }
     let began = Instant::now();
-    let second = Process::start(&proxy.url(), task, Role::Lives)?;
+    let mut second = Process::start(&proxy.url(), task, Role::Lives)?;
     let pool = pool(&postgres.url()).await?;
     let ended = async {
         loop {
@@ -100,7 +100,10 @@ pub async fn run(task: &Task) -> Result<Found> {
             sleep(Duration::from_millis(200)).await;
         }
     };
-    let ended = timeout(PATIENCE, ended).await;
+    let ended = tokio::select! {
+        ended = timeout(PATIENCE, ended) => ended,
+        left = second.child.wait() => return Err(format!("{}: the process left too early: {}", task.what, left?).into()),
+    };
     let took = began.elapsed().as_secs_f64();
     let told = second.tells().await?;
     ended.map_err(|_| format!("{}: not all have ended within {PATIENCE:?}", task.what))??;
@@ -178,13 +181,20 @@ pub async fn serve(work: &Work) -> Result<()> {
         let (heavy, order) = (heavy.clone(), Order { outputs: work.outputs, bytes: work.bytes });
         started.spawn(async move { heavy.submit(format!("heavy-{number}"), order).await.map(drop) });
     }
-    let (mut rest, mut nothing_more) = (vec![], tokio::io::stdin());
-    let end = nothing_more.read_to_end(&mut rest);
+    while let Some(started) = started.join_next().await {
+        started??;
+    }
+    // On a thread that nobody waits for: the runtime would, for a read of its own.
+    let (over, end) = oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        let _ = over.send(());
+    });
     match work.role {
         Role::Dies => {
-            stay.wait_for(|&stay| stay == work.sagas).await?;
+            stay.wait_for(|&stay| stay >= work.sagas).await?;
             println!("all are there");
-            end.await?;
+            let _ = end.await;
         }
         Role::Lives => {
             let times = light_ones(&light, end).await?;
@@ -193,22 +203,15 @@ pub async fn serve(work: &Work) -> Result<()> {
             println!("{}", serde_json::to_string(&Told { light, p99_ms, slowest_ms, peak_mb })?);
         }
     }
-    while let Some(started) = started.try_join_next() {
-        started??;
-    }
     Ok(())
 }
 
 /// Light sagas, until there is an end of it; how long each took, in milliseconds.
-async fn light_ones(sagas: &Sagas<Small>, end: impl Future<Output = std::io::Result<usize>>) -> Result<Vec<f64>> {
+async fn light_ones(sagas: &Sagas<Small>, mut end: oneshot::Receiver<()>) -> Result<Vec<f64>> {
     let (mut each, mut under_way, mut times) = (interval(LIGHT_EACH), JoinSet::new(), vec![]);
-    tokio::pin!(end);
     loop {
         tokio::select! {
-            ended = &mut end => {
-                ended?;
-                break;
-            }
+            _ = &mut end => break,
             Some(time) = under_way.join_next() => times.push(time??),
             _ = each.tick() => {
                 let sagas = sagas.clone();
@@ -271,8 +274,11 @@ impl Process {
     /// Ends it, and hears what it has to say.
     async fn tells(mut self) -> Result<Told> {
         drop(self.stdin.take());
-        let told = serde_json::from_str(&self.line().await?)?;
-        self.child.wait().await?;
+        let told: Told = serde_json::from_str(&self.line().await?)?;
+        let left = self.child.wait().await?;
+        if !left.success() {
+            return Err(format!("a process with heavy sagas left with {left}").into());
+        }
         Ok(told)
     }
 }
@@ -318,7 +324,7 @@ async fn make(cx: Cx<Desk>, order: Order) -> Result<String, StepError> {
         return Ok(String::new());
     }
     cx.came.send_modify(|came| *came += 1);
-    cx.came.subscribe().wait_for(|&came| came >= cx.together).await.map_err(|error| StepError::fail(error.to_string()))?;
+    cx.came.subscribe().wait_for(|&came| came >= cx.together).await?;
     Ok((0..order.bytes).map(|_| fastrand::alphanumeric()).collect())
 }
 

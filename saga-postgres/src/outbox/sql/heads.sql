@@ -1,7 +1,7 @@
 -- Where each topic of some shards begins, if it does so at a number of $2 or less: with its oldest event, or with one
 -- that is parked and may come back. One statement, so that an event on its way between the two tables is in one of
--- them. Says also where it begins without the keys in $3 and $4. From topic to topic by saga_outbox_topic and
--- saga_outbox_parked_topic.
+-- them. Says also where it begins without the keys in $3 and $4. Served by saga_outbox_topic and
+-- saga_outbox_parked_topic, from topic to topic.
 WITH RECURSIVE waiting AS (
     SELECT asked.shard, head.topic, head.seq
     FROM unnest($1::smallint[]) AS asked (shard)

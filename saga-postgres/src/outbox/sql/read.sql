@@ -4,7 +4,8 @@
 --
 -- Two ways in. A topic that has events up to the number $2 is read from its own head ($3, $4, $5), by
 -- saga_outbox_topic. Any other has none up to there, and never will: it is read from there on, by saga_outbox_pkey. So
--- nothing is passed over that was left by those who are gone, or belongs to a topic that is left alone.
+-- nothing is passed over that was left by those who are gone, or belongs to a topic that is left alone. Served by
+-- saga_outbox_topic, saga_outbox_pkey and saga_outbox_parked_key.
 WITH head AS MATERIALIZED (
     SELECT shard, topic, first FROM unnest($3::smallint[], $4::text[], $5::bigint[]) AS h (shard, topic, first)
 ), alone AS MATERIALIZED (

@@ -1,5 +1,5 @@
--- Deletes what the broker has. Each row is looked up first, by saga_outbox_pkey: joined, a plan that is made while the
--- table is empty would read all of it later on.
+-- Deletes what the broker has. Each row is looked up first: joined, a plan that is made while the table is empty would
+-- read all of it later on. Served by saga_outbox_pkey.
 DELETE FROM {schema}.saga_outbox o
 USING unnest($1::smallint[], $2::bigint[]) AS d (shard, seq)
 CROSS JOIN LATERAL (
