@@ -355,6 +355,27 @@ async fn a_topic_that_was_put_right_is_unparked_as_a_whole() {
     assert!(keys.iter().all(|key| broker.of_key(key) == [0, 1, 2]));
 }
 
+/// In one statement, all of it could be too much for the time that there is.
+#[tokio::test]
+async fn what_waits_behind_a_refused_event_is_given_back_some_at_a_time_and_in_its_order() {
+    let setup = fresh().await;
+    let broker = Broker::new();
+    broker.decide(|outgoing| if outgoing.message.data == b"0" { refused() } else { Ok(()) });
+    let relay = setup.relay(&broker).await;
+    setup.publish_quietly(&["a"], 0..1300).await;
+    setup.until("SELECT count(*) = 1300 FROM {schema}.saga_outbox_parked").await;
+    relay.stop().await;
+    let refused = &setup.outbox.parked(10).await.unwrap()[0];
+    assert!(setup.outbox.discard(refused.id).await.unwrap());
+    assert!(setup.is_true("SELECT count(*) = 799 FROM {schema}.saga_outbox_parked").await);
+    let relay = setup.relay(&broker).await;
+    broker.until_it_has(1299).await;
+    setup.until_empty().await;
+    relay.stop().await;
+    assert_eq!(broker.of_key("a"), (1..1300).collect::<Vec<_>>());
+    assert!(setup.is_true("SELECT count(*) = 0 FROM {schema}.saga_outbox_parked").await);
+}
+
 /// The longest that there may be, of what cannot be made shorter: nothing of it may keep the relay from parking it.
 #[tokio::test]
 async fn an_event_with_the_longest_key_can_be_parked_too() {

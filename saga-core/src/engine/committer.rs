@@ -7,7 +7,7 @@ use super::{
     Config,
     lease::Lease,
     rarely::Rarely,
-    weight::{Gate, Turn},
+    weight::{Gate, HEAVY, Turn},
 };
 use crate::{
     WorkerId,
@@ -22,12 +22,14 @@ use std::{
 };
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// The pause before a statement is sent again that the store did not answer, or a row is tried again that was busy.
 pub(crate) const AGAIN: Duration = Duration::from_millis(10);
+/// The longest pause before a busy row is tried again.
+const SELDOM: Duration = Duration::from_secs(1);
 /// What got no answer and has so many bytes is sent again in halves.
 const MUCH: usize = 64 << 10;
 /// A key that somebody held is taken to be held for so long after that.
@@ -254,6 +256,10 @@ impl Aside {
             // Those that nobody was found to hold do not queue up behind those that somebody does.
             let lanes = if self.is_held(&entry) { &self.lanes } else { &self.search };
             let lane = lanes.acquire().await;
+            // Nobody waits for it any more: it takes no turn from others.
+            if answer.is_closed() {
+                return;
+            }
             let written = self.store.start(std::slice::from_ref(&entry)).await;
             drop(lane);
             match written {
@@ -285,16 +291,25 @@ async fn commit_appends(
     limit: usize,
 ) {
     let mut batch: Vec<Waiting<(Lease, Append), Appended>> = vec![];
-    let mut busy = vec![];
+    // What somebody holds, and when it is tried again. It holds up nobody meanwhile.
+    let mut busy: Vec<(Instant, Waiting<(Lease, Append), Appended>)> = vec![];
     loop {
-        if busy.is_empty() {
-            if waiting.recv_many(&mut batch, limit).await == 0 {
-                return;
+        match busy.iter().map(|(again, _)| *again).min() {
+            None => {
+                if waiting.recv_many(&mut batch, limit).await == 0 {
+                    return;
+                }
             }
-        } else {
-            // Busy rows are tried again soon, and hold up nobody meanwhile.
-            let _ = tokio::time::timeout(AGAIN, waiting.recv_many(&mut batch, limit)).await;
-            batch.append(&mut busy);
+            Some(again) => {
+                if timeout_at(again, waiting.recv_many(&mut batch, limit)).await == Ok(0) {
+                    sleep_until(again).await;
+                }
+            }
+        }
+        let now = Instant::now();
+        batch.extend(busy.extract_if(.., |(again, _)| *again <= now).map(|(_, waiting)| waiting));
+        if batch.is_empty() {
+            continue;
         }
         // After a loss of the lease, appends under the old identity and the new one may wait side by side.
         let mut by_worker: HashMap<WorkerId, Vec<_>> = HashMap::new();
@@ -320,8 +335,10 @@ async fn commit_appends(
             for ((((lease, entry), answer), held), written) in all {
                 match written {
                     Ok(Appended::Busy) if !answer.is_closed() => {
-                        let held = Some(still_busy(&entry, held));
-                        busy.push(Waiting { entry: (lease, entry), answer, busy: held, turn: None });
+                        let (since, said) = still_busy(&entry, held);
+                        let entry = (lease, entry);
+                        let again = Instant::now() + pause(since.elapsed(), Appends::weight(&entry.1));
+                        busy.push((again, Waiting { entry, answer, busy: Some((since, said)), turn: None }));
                     }
                     written => {
                         let _ = answer.send(written);
@@ -330,6 +347,11 @@ async fn commit_appends(
             }
         }
     }
+}
+
+/// The pause before a row is tried again that has been busy for so long. What is heavy is not sent over and over.
+fn pause(busy: Duration, bytes: usize) -> Duration {
+    if bytes < HEAVY { AGAIN } else { (busy / 2).clamp(AGAIN, SELDOM) }
 }
 
 /// Takes note that somebody else's transaction holds a saga's row, and says so when it lasts.

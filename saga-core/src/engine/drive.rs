@@ -721,7 +721,9 @@ impl Drive {
     fn written(&mut self, append: &Append) -> bool {
         self.seq = append.seq;
         // Who does not wait any more has put it into the mailbox.
-        self.heard_before.drain(..).for_each(|heard| drop(heard.send(())));
+        for heard in self.heard_before.drain(..) {
+            let _ = heard.send(());
+        }
         let is_open = |step: &StepIndex| self.state.tries(*step).is_some();
         let suspected = |quarantine: &Quarantine| quarantine.suspected.iter().any(is_open);
         if self.state.lapses_without_progress() == 0 && !self.quarantine.as_ref().is_some_and(suspected) {

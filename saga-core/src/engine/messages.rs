@@ -25,6 +25,10 @@ use tokio::time::{Instant, timeout_at};
 
 /// How many replies are put into mailboxes at a time.
 const REPLIES_AT_A_TIME: usize = 500;
+/// So many bytes of them go into one statement, about.
+const PORTION: usize = 1 << 20;
+/// What got no answer and has so many bytes is sent again in halves.
+const MUCH: usize = 64 << 10;
 /// How long sagas in memory may take to hear replies, before these go into mailboxes.
 const A_MOMENT: Duration = Duration::from_millis(500);
 
@@ -141,21 +145,57 @@ impl Replies {
         Ok(())
     }
 
-    /// What the store refuses is not to keep its neighbours from their mailboxes: it is looked for by halves.
+    /// In portions, which a slow network brings in time. What the store refuses is not to keep its neighbours from their
+    /// mailboxes: it is looked for by halves. So is what may have been too much.
     async fn posted(&self, mail: &[Mail]) -> Result<Vec<Result<Posted, String>>, Unavailable> {
         let mut answers = vec![];
-        let mut parts = vec![mail];
+        let mut parts: Vec<&[Mail]> = portions(mail).collect();
+        parts.reverse();
         while let Some(part) = parts.pop() {
             match self.shared.store.post(part).await {
                 Ok(posted) => answers.extend(posted.into_iter().map(Ok)),
                 Err(StoreError::Rejected(reason)) if part.len() == 1 => answers.push(Err(reason)),
-                Err(StoreError::Rejected(_)) => {
+                Err(error) => {
+                    let too_much = part.iter().map(|mail| mail.body.len()).sum::<usize>() >= MUCH;
+                    if part.len() == 1 || !(too_much || matches!(error, StoreError::Rejected(_))) {
+                        return Err(Unavailable(error.to_string()));
+                    }
                     let (first, second) = part.split_at(part.len() / 2);
                     parts.extend([second, first]);
                 }
-                Err(error) => return Err(Unavailable(error.to_string())),
             }
         }
         Ok(answers)
+    }
+}
+
+/// Letters for one statement each.
+fn portions(mail: &[Mail]) -> impl Iterator<Item = &[Mail]> {
+    let mut bytes = 0;
+    mail.chunk_by(move |one, _| {
+        bytes += one.body.len();
+        let goes_on = bytes < PORTION;
+        if !goes_on {
+            bytes = 0;
+        }
+        goes_on
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SagaId;
+
+    #[test]
+    fn a_portion_ends_with_the_letter_that_makes_it_heavy() {
+        let letter = |bytes| Mail { saga: SagaId::generate(), message: String::new(), body: vec![0; bytes] };
+        let lengths = |bytes: &[usize]| {
+            let mail: Vec<Mail> = bytes.iter().copied().map(letter).collect();
+            portions(&mail).map(<[Mail]>::len).collect::<Vec<_>>()
+        };
+        assert_eq!(lengths(&[]), [0; 0]);
+        assert_eq!(lengths(&[1; 500]), [500]);
+        assert_eq!(lengths(&[PORTION / 2, PORTION / 2, 1, 2 * PORTION, 3]), [2, 2, 1]);
     }
 }

@@ -9,3 +9,4 @@ WITH silent AS MATERIALIZED (
 DELETE FROM {schema}.saga_worker w
 USING silent s
 WHERE w.id = s.id
+RETURNING w.id

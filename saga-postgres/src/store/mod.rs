@@ -81,10 +81,19 @@ struct Inner {
     hints: Arc<Hints>,
     tasks: [AbortHandle; 2],
     watch: Mutex<Watch>,
+    dead: Mutex<Dead>,
     heads: Mutex<Heads<DateTime<Utc>>>,
     letters: Letters,
     portion: Portion,
     sent: AtomicU64,
+}
+
+/// Whose sagas are to be taken over.
+#[derive(Debug, Default)]
+struct Dead {
+    owners: HashSet<Uuid>,
+    /// When it is looked for more of them, unless at once.
+    look_at: Option<Instant>,
 }
 
 impl Drop for Inner {
@@ -208,6 +217,10 @@ impl PgStore {
         self.inner.heads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn dead(&self) -> MutexGuard<'_, Dead> {
+        self.inner.dead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn watch(&self) -> MutexGuard<'_, Watch> {
         self.inner.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -222,7 +235,25 @@ impl PgStore {
             return Ok(());
         }
         let (ids, until): (Vec<Uuid>, Vec<DateTime<Utc>>) = dead.iter().map(|dead| (dead.id, dead.until)).unzip();
-        self.rows(self.query(&self.queries().bury).bind(ids).bind(until)).await.map(drop)
+        let buried = self.rows(self.query(&self.queries().bury).bind(ids).bind(until)).await?;
+        let buried = buried.iter().map(|row| column(row, "id")).collect::<Result<Vec<Uuid>, _>>()?;
+        self.dead().owners.extend(buried);
+        Ok(())
+    }
+
+    /// Owners that are no workers, and were not buried here. Behind a long transaction it may take long to look for
+    /// them: then it is done less often.
+    async fn look_for_orphans(&self) -> Result<(), StoreError> {
+        let began = Instant::now();
+        if self.dead().look_at.is_some_and(|look_at| began < look_at) {
+            return Ok(());
+        }
+        let rows = self.rows(self.query(&self.queries().orphans)).await;
+        let (now, took) = (Instant::now(), began.elapsed());
+        self.dead().look_at = (took >= A_MOMENT).then(|| now + heads::pause(took));
+        let owners = rows?.iter().map(|row| column(row, "owner")).collect::<Result<Vec<Uuid>, _>>()?;
+        self.dead().owners.extend(owners);
+        Ok(())
     }
 
     /// Whether one saga could be started in the short form.
@@ -393,14 +424,18 @@ impl Store for PgStore {
 
     async fn sweep(&self, limit: usize) -> Result<usize, StoreError> {
         self.look_for_the_dead().await?;
-        let rows = self.rows(self.query(&self.queries().orphans)).await?;
-        let dead = rows.iter().map(|row| column(row, "owner")).collect::<Result<Vec<Uuid>, _>>()?;
+        self.look_for_orphans().await?;
+        let dead: Vec<Uuid> = self.dead().owners.iter().copied().collect();
         let swept = match dead.is_empty() {
             true => 0,
             false => {
                 self.rows(self.query(&self.queries().sweep).bind(dead).bind(count(limit)).bind(false)).await?.len()
             }
         };
+        if swept < limit {
+            // What somebody holds at this moment is found by the next look.
+            self.dead().owners.clear();
+        }
         // What is tidied beside that keeps nobody from being taken over.
         if let Err(error) = self.tidy().await {
             tracing::warn!(%error, "cannot tidy: it is tried again");

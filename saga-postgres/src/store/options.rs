@@ -130,6 +130,7 @@ impl PgStoreOptions {
             hints,
             tasks,
             watch: Default::default(),
+            dead: Default::default(),
             heads: Default::default(),
             letters: Default::default(),
             portion: Default::default(),

@@ -1,15 +1,19 @@
--- Gives everything of some keys back to the relay, where it was in the order. Served by saga_outbox_parked_key, key by
--- key as in `sent`.
+-- Gives what is parked of some keys back to the relay, where it was in the order: of each the first 500, and few enough
+-- bytes, but one at least. What is left of a key comes behind that, and is given back when the broker has some of it.
+-- Served by saga_outbox_parked_key, key by key as in `sent`.
 WITH back AS (
     DELETE FROM {schema}.saga_outbox_parked p
     USING unnest($1::text[], $2::text[]) AS k (topic, key)
     CROSS JOIN LATERAL (
-        SELECT q.ctid AS place FROM {schema}.saga_outbox_parked q
-        WHERE q.aggregatetype = k.topic AND q.aggregateid = k.key
-        ORDER BY q.seq
-        OFFSET 0
+        SELECT place, sum(bytes) OVER (ORDER BY seq) - bytes AS bytes_before
+        FROM (
+            SELECT q.ctid AS place, q.seq, octet_length(q.payload) AS bytes FROM {schema}.saga_outbox_parked q
+            WHERE q.aggregatetype = k.topic AND q.aggregateid = k.key
+            ORDER BY q.seq
+            LIMIT 500
+        ) q
     ) q
-    WHERE p.ctid = q.place
+    WHERE p.ctid = q.place AND q.bytes_before < 4194304
     RETURNING p.*
 )
 INSERT INTO {schema}.saga_outbox
