@@ -58,6 +58,7 @@ mod hints;
 mod inbox;
 mod migrations;
 pub mod outbox;
+mod portion;
 mod queries;
 mod rehearsal;
 mod settled;

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     SetupError,
     connection::{Keeps, Opened, Route, in_time},
+    portion::Portion,
 };
 use sqlx::{
     Connection, PgConnection, Postgres, Row as _, SqlStr, Transaction,
@@ -30,6 +31,10 @@ use tokio::{
 
 /// How many bytes of one shard a round takes at most; a single event may be larger.
 const BYTES: i64 = 512 * 1024;
+/// How many bytes of all of them. Of a shard it takes no less than a part of this, whatever a network brings in time: rather
+/// it takes fewer shards.
+pub(super) const ALL_BYTES: i64 = 16 << 20;
+const LEAST_BYTES: i64 = 16 << 10;
 /// After a round with less than a batch, what commits within this time goes together in the next.
 const GATHERING: Duration = Duration::from_millis(10);
 /// The pause after the first round that failed; it doubles each time.
@@ -50,6 +55,7 @@ pub(super) struct Lane {
     pub(super) stopping: watch::Receiver<bool>,
     pub(super) heads: Heads,
     pub(super) topics: Topics,
+    pub(super) portion: Portion,
     pub(super) calls: Calls,
     /// What the broker has, and the table has still.
     pub(super) sent: Sent,
@@ -194,10 +200,22 @@ impl Lane {
         let read = self.query(&self.outbox.inner.queries.read).bind(locked).bind(settled);
         let read = read.bind(shards).bind(topics).bind(self.heads.from(limits)).bind(&limits.away).bind(&limits.keys.0);
         let read = read.bind(&limits.keys.1).bind(&limits.own.0).bind(&limits.own.1);
-        let read = read.bind(i64::from(self.batch)).bind(BYTES).bind(limits.usual);
-        let rows = in_time(read.fetch_all(connection)).await?;
+        let shards = i64::try_from(locked.len()).unwrap_or(i64::MAX).max(1);
+        let bytes = (self.portion.bytes() / shards).clamp(1, BYTES);
+        let read = read.bind(i64::from(self.batch)).bind(bytes).bind(limits.usual);
+        let rows = self.portion.tried(in_time(read.fetch_all(connection)).await)?;
         self.heads.spent += began.elapsed();
         rows.iter().map(Row::read).collect()
+    }
+
+    /// Leaves out some shards if there are too many to take of each: others each time.
+    fn no_more_than_a_portion(&self, shards: &mut Vec<i16>) {
+        let most = usize::try_from(self.portion.bytes() / LEAST_BYTES).unwrap_or(usize::MAX).max(1);
+        if shards.len() > most {
+            fastrand::shuffle(shards);
+            shards.truncate(most);
+            shards.sort_unstable();
+        }
     }
 
     /// What happens if it ends anywhere: before the commit nothing is deleted, so what was sent is sent again, unless
@@ -208,13 +226,14 @@ impl Lane {
         let keeps = self.route.keeps();
         let limits = self.topics.now();
         // Most looks are this one statement. It needs settings, so where sessions do not last it is left out.
-        let work = match keeps {
+        let mut work = match keeps {
             Keeps::Sessions => {
                 self.look_at_heads(opened.connection(), &limits).await?;
                 self.work(opened.connection(), &limits).await?
             }
             Keeps::Transactions => self.shards.clone(),
         };
+        self.no_more_than_a_portion(&mut work);
         if work.is_empty() {
             return Ok(Round::Idle { others: false });
         }

@@ -1,7 +1,8 @@
-use super::{Counters, Numbers, OutboxError, PgOutbox, SHARDS, calls::Calls, lane::Lane, topics::Topics, vacuum};
+use super::{Counters, Numbers, OutboxError, PgOutbox, SHARDS, calls::Calls, lane::{ALL_BYTES, Lane}, topics::Topics, vacuum};
 use crate::{
     SetupError,
     connection::{Route, Settings},
+    portion::Portion,
     rehearsal,
 };
 use saga_core::transport::Transport;
@@ -89,6 +90,7 @@ impl RelayOptions {
                 stopping: stopping.subscribe(),
                 heads: Default::default(),
                 topics: Topics::new(batch),
+                portion: Portion::of(ALL_BYTES),
                 calls: Calls::new(transport.clone(), &inner.tracing),
                 sent: Default::default(),
                 refused: Default::default(),

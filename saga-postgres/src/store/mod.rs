@@ -6,7 +6,6 @@ mod heads;
 mod heart;
 mod letters;
 mod options;
-mod portion;
 mod rehearsal;
 mod rows;
 mod watch;
@@ -19,6 +18,7 @@ use crate::{
     error::meaning_of,
     hints::Hints,
     migrations,
+    portion::Portion,
     queries::Queries,
 };
 use async_trait::async_trait;
@@ -26,7 +26,6 @@ use chrono::{DateTime, Utc};
 use heads::Heads;
 use heart::PgHeart;
 use letters::Letters;
-use portion::Portion;
 use rows::{column, count, millis, record, status, unzipped, version, worker};
 use saga_core::{
     Encoded, SagaId, WorkerId,

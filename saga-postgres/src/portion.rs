@@ -1,6 +1,5 @@
 //! How much is read in one go.
 
-use saga_core::store::StoreError;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 /// Enough to make a round trip worth it, and little enough for a slow network.
@@ -13,39 +12,45 @@ const SAGAS: usize = 500;
 /// So many bytes, about, and so many sagas to find them in. What got no answer is asked for again in smaller portions;
 /// they grow again with each one that comes. Where few sagas are a portion, few are weighed.
 #[derive(Debug)]
-pub(super) struct Portion {
+pub(crate) struct Portion {
+    most: i64,
     bytes: AtomicI64,
     sagas: AtomicUsize,
 }
 
 impl Default for Portion {
     fn default() -> Self {
-        Self { bytes: AtomicI64::new(MOST), sagas: AtomicUsize::new(SAGAS) }
+        Self::of(MOST)
     }
 }
 
 impl Portion {
-    pub(super) fn bytes(&self) -> i64 {
+    /// So many bytes at most.
+    pub(crate) fn of(most: i64) -> Self {
+        Self { most, bytes: AtomicI64::new(most), sagas: AtomicUsize::new(SAGAS) }
+    }
+
+    pub(crate) fn bytes(&self) -> i64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    pub(super) fn sagas(&self) -> usize {
+    pub(crate) fn sagas(&self) -> usize {
         self.sagas.load(Ordering::Relaxed)
     }
 
     /// Takes note of how it went.
-    pub(super) fn tried<T>(&self, answer: Result<T, StoreError>) -> Result<T, StoreError> {
+    pub(crate) fn tried<T, E>(&self, answer: Result<T, E>) -> Result<T, E> {
         let bytes = self.bytes();
         let next = match answer {
             Err(_) => bytes / 4,
             Ok(_) => bytes * 2,
         };
-        self.bytes.store(next.clamp(LEAST, MOST), Ordering::Relaxed);
+        self.bytes.store(next.clamp(LEAST, self.most), Ordering::Relaxed);
         answer
     }
 
     /// Of so many sagas that were weighed, so many were a portion.
-    pub(super) fn held(&self, weighed: usize, sagas: usize) {
+    pub(crate) fn held(&self, weighed: usize, sagas: usize) {
         let next = if sagas < weighed { 2 * sagas } else { 4 * self.sagas() };
         self.sagas.store(next.clamp(1, SAGAS), Ordering::Relaxed);
     }
@@ -57,14 +62,14 @@ mod tests {
 
     #[test]
     fn what_got_no_answer_is_asked_for_in_smaller_portions() {
-        let (portion, silence) = (Portion::default(), || Err::<(), _>(StoreError::Unavailable("silence".into())));
+        let (portion, silence) = (Portion::default(), || Err::<(), _>("silence"));
         assert_eq!(portion.bytes(), MOST);
         for _ in 0..9 {
             let _ = portion.tried(silence());
         }
         assert_eq!(portion.bytes(), LEAST);
         for _ in 0..9 {
-            let _ = portion.tried(Ok(()));
+            let _ = portion.tried(Ok::<_, &str>(()));
         }
         assert_eq!(portion.bytes(), MOST);
     }
