@@ -30,6 +30,7 @@ use tokio::{
 };
 
 const SECOND: Duration = Duration::from_secs(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// What happens around a call to the store.
 #[async_trait]
@@ -317,32 +318,45 @@ async fn a_reply_that_comes_before_a_release_is_answered_is_not_left_until_the_n
     assert!(replied.elapsed() > 3 * SECOND, "it was in memory still");
 }
 
-/// Appends but the first one get no answer until there is an end of it. Letters are counted.
+/// What becomes of the appends but the first one, until they are let through. Letters are counted.
 #[derive(Default)]
-struct SlowToWrite {
+struct Clerk {
     appends: Times,
-    answers: AtomicBool,
+    /// By their numbers; those that are not said get no answer.
+    fates: Mutex<HashMap<usize, Fate>>,
+    lets_through: AtomicBool,
     posts: Times,
 }
 
+#[derive(Clone, Copy)]
+enum Fate {
+    Late,
+    Refused,
+}
+
 #[async_trait]
-impl Rig for Arc<SlowToWrite> {
+impl Rig for Arc<Clerk> {
     async fn before(&self, call: &str, _: &MemoryStore, _: &[Append]) -> Result<(), StoreError> {
-        match call {
-            "append" if !self.appends.is_the(1) && !self.answers.load(SeqCst) => lost(),
-            "post" => {
-                self.posts.is_the(1);
-                Ok(())
-            }
-            _ => Ok(()),
+        if call == "post" {
+            self.posts.is_the(1);
         }
+        if call != "append" || self.appends.is_the(1) || self.lets_through.load(SeqCst) {
+            return Ok(());
+        }
+        let fate = self.fates.lock().unwrap().get(&self.appends.so_far()).copied();
+        match fate {
+            Some(Fate::Late) => sleep(200 * MILLISECOND).await,
+            Some(Fate::Refused) => return Err(StoreError::Rejected("no".into())),
+            None => return lost(),
+        }
+        Ok(())
     }
 }
 
-/// A parcel whose command has been sent, and the test that answers it.
+/// Where parcels are posted: commands come there, and the test answers them.
 struct Office {
     store: MemoryStore,
-    rig: Arc<SlowToWrite>,
+    clerk: Arc<Clerk>,
     wire: Arc<LocalTransport>,
     counter: Arc<Counter>,
     _open: Box<dyn Consumer>,
@@ -353,21 +367,39 @@ impl Office {
         let (wire, counter) = (Arc::new(LocalTransport::default()), Arc::new(Counter::default()));
         let subscription = Subscription { group: "post".into(), topics: vec![Post::TOPIC.into()], batch: 1 };
         let _open = wire.subscribe(subscription, counter.clone()).await.unwrap();
-        Self { store: MemoryStore::default(), rig: Arc::default(), wire, counter, _open }
+        Self { store: MemoryStore::default(), clerk: Arc::default(), wire, counter, _open }
+    }
+
+    /// Whose append of this number has another fate than to get no answer.
+    async fn with(append: usize, fate: Fate) -> Self {
+        let office = Self::new().await;
+        office.clerk.fates.lock().unwrap().insert(append, fate);
+        office
     }
 
     async fn engine(&self) -> Engine {
-        let store = Rigged { store: self.store.clone(), rig: self.rig.clone() };
+        let store = Rigged { store: self.store.clone(), rig: self.clerk.clone() };
         let builder = Engine::builder(store).transport("shop", self.wire.clone()).register::<Parcel>(()).unwrap();
         builder.start().await.unwrap()
     }
 
-    /// Answers the command of this attempt.
-    async fn answer(&self, attempt: usize, answer: Answer) {
+    fn let_through(&self) {
+        self.clerk.lets_through.store(true, SeqCst);
+    }
+
+    fn posts(&self) -> usize {
+        self.clerk.posts.so_far()
+    }
+
+    /// The command of this attempt.
+    async fn command(&self, attempt: usize) -> Message {
         until("the command", || self.counter.0.lock().unwrap().len() >= attempt).await;
-        let command = self.counter.0.lock().unwrap()[attempt - 1].clone();
-        let message = CommandAttributes::of(&command).unwrap().reply("post", &command, &answer);
-        self.send(message).await;
+        self.counter.0.lock().unwrap()[attempt - 1].clone()
+    }
+
+    async fn answer(&self, attempt: usize, answer: Answer) {
+        let command = self.command(attempt).await;
+        self.send(CommandAttributes::of(&command).unwrap().reply("post", &command, &answer)).await;
     }
 
     async fn send(&self, message: Message) {
@@ -379,67 +411,105 @@ fn seven() -> Answer {
     Answer::Success(Encoded::of(&7).unwrap())
 }
 
+async fn arrives(parcel: &saga_core::Started<Parcel>) {
+    let outcome = timeout(600 * SECOND, parcel.outcome()).await.expect("its reply was lost");
+    assert_eq!(outcome.unwrap(), Outcome::Completed(7));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_reply_to_a_saga_in_memory_goes_past_the_mailbox() {
-    let post = Office::new().await;
-    post.rig.answers.store(true, SeqCst);
-    let engine = post.engine().await;
+    let office = Office::new().await;
+    office.let_through();
+    let engine = office.engine().await;
     let parcel = engine.sagas::<Parcel>().submit("k", 7).await.unwrap();
-    post.answer(1, seven()).await;
-    assert_eq!(parcel.outcome().await.unwrap(), Outcome::Completed(7));
-    assert_eq!(post.rig.posts.so_far(), 0);
+    office.answer(1, seven()).await;
+    arrives(&parcel).await;
+    assert_eq!(office.posts(), 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_reply_that_was_heard_and_not_written_is_found_by_the_next_worker() {
-    let post = Office::new().await;
-    let first = post.engine().await;
+    let office = Office::new().await;
+    let first = office.engine().await;
     let parcel = first.sagas::<Parcel>().submit("k", 7).await.unwrap().id();
-    post.answer(1, seven()).await;
+    office.answer(1, seven()).await;
     sleep(SECOND).await;
-    assert_eq!(post.rig.posts.so_far(), 1, "it counts as received when it is in the mailbox");
+    assert_eq!(office.posts(), 1, "it counts as received when it is in the mailbox");
     first.kill().await;
-    post.rig.answers.store(true, SeqCst);
-    let second = post.engine().await;
-    assert_eq!(second.sagas::<Parcel>().get(parcel).outcome().await.unwrap(), Outcome::Completed(7));
+    office.let_through();
+    let second = office.engine().await;
+    arrives(&second.sagas::<Parcel>().get(parcel)).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_reply_that_comes_both_ways_counts_once_and_is_read() {
-    let post = Office::new().await;
-    let engine = post.engine().await;
+    let office = Office::new().await;
+    let engine = office.engine().await;
     let parcel = engine.sagas::<Parcel>().submit("k", 7).await.unwrap();
-    post.answer(1, Answer::Retry("busy".into())).await;
+    office.answer(1, Answer::Retry("busy".into())).await;
     sleep(SECOND).await;
-    assert_eq!(post.rig.posts.so_far(), 1);
-    post.rig.answers.store(true, SeqCst);
-    until("the second attempt", || post.counter.0.lock().unwrap().len() == 2).await;
-    let mail = post.store.read(parcel.id()).await.unwrap().unwrap().mail;
+    assert_eq!(office.posts(), 1);
+    office.let_through();
+    office.command(2).await;
+    let mail = office.store.read(parcel.id()).await.unwrap().unwrap().mail;
     assert!(mail.is_empty(), "it was heard, and stays unread: {mail:?}");
-    post.answer(2, seven()).await;
-    assert_eq!(parcel.outcome().await.unwrap(), Outcome::Completed(7));
+    office.answer(2, seven()).await;
+    arrives(&parcel).await;
     let told = parcel.history().await.unwrap();
     let retries = told.events().iter().filter(|event| matches!(event, Event::Retrying { .. })).count();
     assert_eq!(retries, 1, "{told}");
 }
 
-/// Whoever it was handed to may own the saga no longer: to the one that does it may be news.
+/// It may have been handed to one that owns the saga no longer: to the one that does it may be news.
 #[tokio::test(start_paused = true)]
 async fn a_reply_that_changes_nothing_where_it_came_goes_into_the_mailbox() {
-    let post = Office::new().await;
-    post.rig.answers.store(true, SeqCst);
-    let engine = post.engine().await;
+    let office = Office::new().await;
+    office.let_through();
+    let engine = office.engine().await;
     let parcel = engine.sagas::<Parcel>().submit("k", 7).await.unwrap();
-    until("the command", || post.counter.0.lock().unwrap().len() == 1).await;
-    let command = post.counter.0.lock().unwrap()[0].clone();
+    let command = office.command(1).await;
     let mut strayed = CommandAttributes::of(&command).unwrap().reply("post", &command, &seven());
     strayed.extensions.insert("sagagen".into(), "1".into());
-    post.send(strayed).await;
+    office.send(strayed).await;
+    // Not because that took long.
+    sleep(100 * MILLISECOND).await;
+    assert_eq!(office.posts(), 1);
+    office.answer(1, seven()).await;
+    arrives(&parcel).await;
+    assert_eq!(office.posts(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_is_not_answered_by_an_append_that_was_under_way_when_it_came() {
+    let office = Office::with(2, Fate::Late).await;
+    let engine = office.engine().await;
+    let parcel = engine.sagas::<Parcel>().submit("k", 7).await.unwrap();
+    office.command(1).await;
+    // It is pending for the pivot's sake, and the second append says so.
+    engine.sagas::<Parcel>().cancel(parcel.id(), "too late?").await.unwrap();
+    sleep(50 * MILLISECOND).await;
+    office.answer(1, seven()).await;
     sleep(SECOND).await;
-    assert_eq!(post.rig.posts.so_far(), 1);
-    post.answer(1, seven()).await;
-    assert_eq!(parcel.outcome().await.unwrap(), Outcome::Completed(7));
-    assert_eq!(post.rig.posts.so_far(), 1);
+    assert_eq!(office.posts(), 2, "the cancel, and the reply");
+    engine.kill().await;
+    office.let_through();
+    let second = office.engine().await;
+    arrives(&second.sagas::<Parcel>().get(parcel.id())).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_the_journal_does_not_take_goes_into_the_mailbox() {
+    let office = Office::with(2, Fate::Refused).await;
+    let engine = office.engine().await;
+    let parcel = engine.sagas::<Parcel>().submit("k", 7).await.unwrap();
+    office.command(1).await;
+    office.clerk.fates.lock().unwrap().insert(3, Fate::Late);
+    office.answer(1, seven()).await;
+    sleep(SECOND / 10).await;
+    office.let_through();
+    assert!(matches!(timeout(600 * SECOND, parcel.outcome()).await.unwrap().unwrap(), Outcome::Parked(_)));
+    sleep(SECOND).await;
+    assert!(office.posts() >= 1, "it is in no mailbox, and in no journal");
 }
 
 /// The answer to the first claim is lost; the request to give back what it took is on its way for long.

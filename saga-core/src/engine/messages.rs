@@ -20,17 +20,23 @@ use crate::{
 use async_trait::async_trait;
 use futures::future::{join, join_all};
 use opentelemetry::Context;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 use tokio::time::{Instant, timeout_at};
 
 /// How many replies are put into mailboxes at a time.
 const REPLIES_AT_A_TIME: usize = 500;
 /// So many bytes of them go into one statement, about.
 const PORTION: usize = 1 << 20;
-/// What got no answer and has so many bytes is sent again in halves.
-const MUCH: usize = 64 << 10;
-/// How long sagas in memory may take to hear replies, before these go into mailboxes.
+const LEAST_PORTION: usize = 16 << 10;
+/// How long sagas in memory may take to hear replies, before these go into mailboxes, and others for a while.
 const A_MOMENT: Duration = Duration::from_millis(500);
+const A_WHILE: Duration = Duration::from_secs(5);
 
 /// The way to the participants.
 pub(crate) struct Messages {
@@ -65,13 +71,17 @@ pub(crate) async fn receive(shared: Arc<Shared>, messages: &Messages) -> Result<
     let subscription =
         Subscription { group: messages.service.clone(), topics: vec![messages.reply_to()], batch: REPLIES_AT_A_TIME };
     let (tracing, topic) = (messages.tracing.clone(), messages.reply_to());
-    messages.transport.subscribe(subscription, Arc::new(Replies { shared, tracing, topic })).await
+    messages.transport.subscribe(subscription, Arc::new(Replies::new(shared, tracing, topic))).await
 }
 
 struct Replies {
     shared: Arc<Shared>,
     tracing: Tracing,
     topic: String,
+    /// Some sagas took long to hear: until then replies go into mailboxes, where they hold up no others.
+    slow_until: Mutex<Option<Instant>>,
+    /// How many bytes go into one statement, about: fewer where there was no answer.
+    portion: AtomicUsize,
 }
 
 #[async_trait]
@@ -81,8 +91,10 @@ impl Receiver for Replies {
         let _processing: Vec<Context> =
             batch.iter().map(|message| self.tracing.process(&self.topic, message)).collect();
         let (mut for_mailboxes, mut handed) = (vec![], vec![]);
+        let slow = self.is_slow();
         for (place, message) in batch.iter().enumerate() {
             match Reply::of(message) {
+                Ok(reply) if slow => for_mailboxes.push((place, reply)),
                 Ok(reply) => match self.shared.hand(&message.id, reply) {
                     Ok(heard) => handed.push((place, heard)),
                     Err(reply) => for_mailboxes.push((place, reply)),
@@ -92,18 +104,37 @@ impl Receiver for Replies {
         }
         let until = Instant::now() + A_MOMENT;
         let unheard = handed.into_iter().map(|(place, heard)| async move {
-            let heard = timeout_at(until, heard).await;
-            (!matches!(heard, Ok(Ok(())))).then_some(place)
+            match timeout_at(until, heard).await {
+                Ok(Ok(())) => None,
+                Ok(Err(_)) => Some((place, false)),
+                Err(_) => Some((place, true)),
+            }
         });
         let (posted, unheard) = join(self.post(batch, for_mailboxes, &mut verdicts), join_all(unheard)).await;
         posted?;
-        let again = |place: usize| Some((place, Reply::of(&batch[place]).ok()?));
-        self.post(batch, unheard.into_iter().flatten().filter_map(again).collect(), &mut verdicts).await?;
+        let unheard: Vec<(usize, bool)> = unheard.into_iter().flatten().collect();
+        if unheard.iter().any(|(_, late)| *late) {
+            *self.slow_until() = Some(Instant::now() + A_WHILE);
+        }
+        let again = |(place, _): (usize, bool)| Some((place, Reply::of(&batch[place]).ok()?));
+        self.post(batch, unheard.into_iter().filter_map(again).collect(), &mut verdicts).await?;
         Ok(verdicts)
     }
 }
 
 impl Replies {
+    fn new(shared: Arc<Shared>, tracing: Tracing, topic: String) -> Self {
+        Self { shared, tracing, topic, slow_until: Mutex::default(), portion: AtomicUsize::new(PORTION) }
+    }
+
+    fn slow_until(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.slow_until.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_slow(&self) -> bool {
+        self.slow_until().is_some_and(|until| Instant::now() < until)
+    }
+
     /// Puts replies into their sagas' mailboxes, each with its place in the batch.
     async fn post(
         &self,
@@ -146,35 +177,38 @@ impl Replies {
     }
 
     /// In portions, which a slow network brings in time. What the store refuses is not to keep its neighbours from their
-    /// mailboxes: it is looked for by halves. So is what may have been too much.
+    /// mailboxes: it is looked for by halves.
     async fn posted(&self, mail: &[Mail]) -> Result<Vec<Result<Posted, String>>, Unavailable> {
         let mut answers = vec![];
-        let mut parts: Vec<&[Mail]> = portions(mail).collect();
+        let portion = self.portion.load(Ordering::Relaxed);
+        let mut parts: Vec<&[Mail]> = portions(mail, portion).collect();
         parts.reverse();
         while let Some(part) = parts.pop() {
             match self.shared.store.post(part).await {
                 Ok(posted) => answers.extend(posted.into_iter().map(Ok)),
                 Err(StoreError::Rejected(reason)) if part.len() == 1 => answers.push(Err(reason)),
-                Err(error) => {
-                    let too_much = part.iter().map(|mail| mail.body.len()).sum::<usize>() >= MUCH;
-                    if part.len() == 1 || !(too_much || matches!(error, StoreError::Rejected(_))) {
-                        return Err(Unavailable(error.to_string()));
-                    }
+                Err(StoreError::Rejected(_)) => {
                     let (first, second) = part.split_at(part.len() / 2);
                     parts.extend([second, first]);
                 }
+                // They come again, and then in smaller portions: it may have been too much for the time that there is.
+                Err(error) => {
+                    self.portion.store((portion / 4).max(LEAST_PORTION), Ordering::Relaxed);
+                    return Err(Unavailable(error.to_string()));
+                }
             }
         }
+        self.portion.store((2 * portion).min(PORTION), Ordering::Relaxed);
         Ok(answers)
     }
 }
 
 /// Letters for one statement each.
-fn portions(mail: &[Mail]) -> impl Iterator<Item = &[Mail]> {
+fn portions(mail: &[Mail], portion: usize) -> impl Iterator<Item = &[Mail]> {
     let mut bytes = 0;
     mail.chunk_by(move |one, _| {
         bytes += one.body.len();
-        let goes_on = bytes < PORTION;
+        let goes_on = bytes < portion;
         if !goes_on {
             bytes = 0;
         }
@@ -192,7 +226,7 @@ mod tests {
         let letter = |bytes| Mail { saga: SagaId::generate(), message: String::new(), body: vec![0; bytes] };
         let lengths = |bytes: &[usize]| {
             let mail: Vec<Mail> = bytes.iter().copied().map(letter).collect();
-            portions(&mail).map(<[Mail]>::len).collect::<Vec<_>>()
+            portions(&mail, PORTION).map(<[Mail]>::len).collect::<Vec<_>>()
         };
         assert_eq!(lengths(&[]), [0; 0]);
         assert_eq!(lengths(&[1; 500]), [500]);

@@ -208,14 +208,16 @@ impl Lane {
         rows.iter().map(Row::read).collect()
     }
 
-    /// Leaves out some shards if there are too many to take of each: others each time.
-    fn no_more_than_a_portion(&self, shards: &mut Vec<i16>) {
+    /// Leaves out some shards if there are too many to take of each: others each time. Whether it did.
+    fn no_more_than_a_portion(&self, shards: &mut Vec<i16>) -> bool {
         let most = usize::try_from(self.portion.bytes() / LEAST_BYTES).unwrap_or(usize::MAX).max(1);
-        if shards.len() > most {
+        let too_many = shards.len() > most;
+        if too_many {
             fastrand::shuffle(shards);
             shards.truncate(most);
             shards.sort_unstable();
         }
+        too_many
     }
 
     /// What happens if it ends anywhere: before the commit nothing is deleted, so what was sent is sent again, unless
@@ -233,7 +235,7 @@ impl Lane {
             }
             Keeps::Transactions => self.shards.clone(),
         };
-        self.no_more_than_a_portion(&mut work);
+        let some = self.no_more_than_a_portion(&mut work);
         if work.is_empty() {
             return Ok(Round::Idle { others: false });
         }
@@ -247,7 +249,7 @@ impl Lane {
         let rows = self.read(&mut tx, &locked, &limits).await?;
         if rows.is_empty() {
             in_time(tx.rollback()).await?;
-            return Ok(Round::Idle { others: keeps == Keeps::Sessions && locked.len() < work.len() });
+            return Ok(Round::Idle { others: some || (keeps == Keeps::Sessions && locked.len() < work.len()) });
         }
         let full = rows.len() >= usize::try_from(self.batch).unwrap_or(usize::MAX);
         let read: HashSet<String> = rows.iter().map(|row| row.topic.clone()).collect();

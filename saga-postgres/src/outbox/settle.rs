@@ -6,6 +6,7 @@ use super::{
 };
 use crate::connection::in_time;
 use sqlx::{Acquire, PgConnection, Postgres, SqlStr, postgres::PgArguments, query::Query};
+use std::collections::BTreeSet;
 
 /// So many bytes of a reason are kept.
 const LONGEST_REASON: usize = 2_000;
@@ -74,8 +75,10 @@ impl Settling<'_> {
     /// Gives back what was parked because of it: after others of those keys were put aside.
     pub(super) async fn free(&self, tx: &mut PgConnection, sent: &Sent) -> Result<(), sqlx::Error> {
         if !sent.freed.is_empty() {
+            // Each of what was sent of a key says so.
+            let keys: BTreeSet<&Key> = sent.freed.iter().map(|(_, key)| key).collect();
             let (topics, keys): (Vec<&str>, Vec<&str>) =
-                sent.freed.iter().map(|(_, (topic, key))| (topic.as_str(), key.as_str())).unzip();
+                keys.into_iter().map(|(topic, key)| (topic.as_str(), key.as_str())).unzip();
             in_time(self.query(&self.queries.free).bind(topics).bind(keys).execute(&mut *tx)).await?;
         }
         Ok(())

@@ -240,6 +240,21 @@ impl PgStore {
         Ok(())
     }
 
+    /// Makes due what they owned.
+    async fn sweep_the_dead(&self, limit: usize) -> Result<usize, StoreError> {
+        let dead: Vec<Uuid> = self.dead().owners.iter().copied().collect();
+        if dead.is_empty() {
+            return Ok(0);
+        }
+        let sql = self.query(&self.queries().sweep).bind(&dead).bind(count(limit)).bind(false);
+        let swept = self.rows(sql).await?.len();
+        if swept == 0 {
+            // Of what somebody holds at this moment, the next look for orphans finds whose it is.
+            self.dead().owners.retain(|owner| !dead.contains(owner));
+        }
+        Ok(swept)
+    }
+
     /// Owners that are no workers, and were not buried here. Behind a long transaction it may take long to look for
     /// them: then it is done less often.
     async fn look_for_orphans(&self) -> Result<(), StoreError> {
@@ -423,17 +438,12 @@ impl Store for PgStore {
 
     async fn sweep(&self, limit: usize) -> Result<usize, StoreError> {
         self.look_for_the_dead().await?;
-        self.look_for_orphans().await?;
-        let dead: Vec<Uuid> = self.dead().owners.iter().copied().collect();
-        let swept = match dead.is_empty() {
-            true => 0,
-            false => {
-                self.rows(self.query(&self.queries().sweep).bind(dead).bind(count(limit)).bind(false)).await?.len()
-            }
-        };
+        let mut swept = self.sweep_the_dead(limit).await?;
         if swept < limit {
-            // What somebody holds at this moment is found by the next look.
-            self.dead().owners.clear();
+            match self.look_for_orphans().await {
+                Err(error) if swept == 0 => return Err(error),
+                _ => swept += self.sweep_the_dead(limit - swept).await?,
+            }
         }
         // What is tidied beside that keeps nobody from being taken over.
         if let Err(error) = self.tidy().await {
