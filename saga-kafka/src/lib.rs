@@ -54,6 +54,7 @@ mod lane;
 mod metrics;
 mod producer;
 mod publisher;
+mod room;
 mod settings;
 mod topics;
 mod transport;

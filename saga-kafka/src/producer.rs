@@ -3,7 +3,11 @@
 //! In place of rdkafka's `FutureProducer`: that polls for a tenth of a second at a time, and spins through the last millisecond of each, which is a hundredth of a processor for a producer that
 //! has nothing to do.
 
-use crate::{metrics::Metrics, settings::Settings};
+use crate::{
+    metrics::Metrics,
+    room::{Place, Room},
+    settings::Settings,
+};
 use rdkafka::{
     ClientContext, Message, Statistics,
     config::FromClientConfigAndContext,
@@ -44,6 +48,13 @@ pub(crate) struct Record<'m> {
     pub(crate) headers: OwnedHeaders,
 }
 
+/// Why a record was not handed over.
+pub(crate) enum NotSent {
+    /// As much of its topic waits in the client as may.
+    NoRoom,
+    Client(KafkaError),
+}
+
 struct Context {
     metrics: Arc<Metrics>,
 }
@@ -55,9 +66,11 @@ impl ClientContext for Context {
 }
 
 impl ProducerContext for Context {
-    type DeliveryOpaque = Box<oneshot::Sender<Fate>>;
+    /// Who waits for it, and its place in the queue.
+    type DeliveryOpaque = Box<(oneshot::Sender<Fate>, Place)>;
 
-    fn delivery(&self, delivered: &DeliveryResult<'_>, waiting: Self::DeliveryOpaque) {
+    fn delivery(&self, delivered: &DeliveryResult<'_>, opaque: Self::DeliveryOpaque) {
+        let (waiting, _place) = *opaque;
         let delivered = match delivered {
             Ok(record) => Ok(Delivered { partition: record.partition(), offset: record.offset() }),
             Err((error, _)) => Err(error.clone()),
@@ -70,6 +83,7 @@ impl ProducerContext for Context {
 /// When it is dropped, the client ends within a second or two, without anybody waiting for it: until then it may still send what it was given.
 pub(crate) struct Producer {
     client: Arc<BaseProducer<Context>>,
+    room: Room,
     ended: Arc<AtomicBool>,
 }
 
@@ -88,20 +102,23 @@ impl Producer {
         };
         let thread = thread::Builder::new().name("kafka producer".into()).spawn(poll);
         thread.map_err(|error| KafkaError::ClientCreation(error.to_string()))?;
-        Ok(Self { client, ended })
+        let (records, kibibytes) = settings.queue();
+        Ok(Self { client, room: Room::of(records, kibibytes), ended })
     }
 
-    /// Hands a record over, once there is room for it. What becomes of it is told later, unless the client ends first.
-    pub(crate) async fn send(&self, record: Record<'_>) -> KafkaResult<oneshot::Receiver<Fate>> {
+    /// Hands a record of so many bytes over, once there is room for it. What becomes of it is told later, unless the
+    /// client ends first.
+    pub(crate) async fn send(&self, record: Record<'_>, bytes: usize) -> Result<oneshot::Receiver<Fate>, NotSent> {
+        let place = self.room.place(record.topic, bytes).await.ok_or(NotSent::NoRoom)?;
         let (waiting, fate) = oneshot::channel();
-        let mut next =
-            BaseRecord::<[u8], [u8], _>::with_opaque_to(record.topic, Box::new(waiting)).headers(record.headers);
+        let opaque = Box::new((waiting, place));
+        let mut next = BaseRecord::<[u8], [u8], _>::with_opaque_to(record.topic, opaque).headers(record.headers);
         (next.key, next.payload) = (record.key, record.value);
         loop {
             match self.client.send(next) {
                 Ok(()) => return Ok(fate),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), same)) => next = same,
-                Err((error, _)) => return Err(error),
+                Err((error, _)) => return Err(NotSent::Client(error)),
             }
             sleep(QUEUE_FULL).await;
         }

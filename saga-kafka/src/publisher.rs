@@ -5,13 +5,15 @@
 //!   fails, and a new one takes its place.
 //! - *A caller that goes away* leaves its messages with the client: they may still be published, which [`PublishError::Unavailable`] says, and a dropped
 //!   call is no different.
+//! - *Room.* A topic that is away fills a [part](crate::room) of the client's queue, and is then unavailable: what callers
+//!   gave up stays in the client.
 //! - *Topics.* Before the first message to a topic the broker is asked whether there is one, for some seconds, because it may have come into being just now.
 
 use crate::{
     binding,
     guard::{Admission, Guard},
     metrics::Metrics,
-    producer::{Delivered, Fate, Producer, Record},
+    producer::{Delivered, Fate, NotSent, Producer, Record},
     settings::Settings,
     topics::{self, Asked},
 };
@@ -65,20 +67,20 @@ impl Publisher {
             Err(error) => return vec![Err(PublishError::Unavailable(error)); batch.len()],
         };
         let client = self.client();
-        // Once a message of a key could not be handed over, no later one may get ahead of it.
-        let mut held_up: HashSet<(&str, &str)> = HashSet::new();
+        // Once a message of a key could not be handed over, no later one may get ahead of it. Nor does it help to try it
+        // with others of its topic.
+        let mut held_up: HashSet<&str> = HashSet::new();
         let mut answers = vec![Err(PublishError::Unavailable("the client gave no answer".into())); batch.len()];
         let mut deliveries = FuturesUnordered::new();
         for (answer, Outgoing { topic, message }) in batch.iter().enumerate() {
-            let place = (topic.as_str(), message.key.as_str());
             let handed_over = if !topics::is_possible(topic) {
                 Err(PublishError::Refused("its topic has a name that no topic can have".into()))
             } else if absent.contains(topic) {
                 Err(PublishError::Refused(format!("there is no topic `{topic}`: create it")))
             } else if binding::size(message) > self.largest {
                 Err(self.too_large(message))
-            } else if held_up.contains(&place) {
-                Err(PublishError::Unavailable("a message of the same key before it was not accepted".into()))
+            } else if held_up.contains(topic.as_str()) {
+                Err(PublishError::Unavailable("one before it, to the same topic, was not accepted".into()))
             } else {
                 let record = Record {
                     topic,
@@ -98,7 +100,7 @@ impl Publisher {
                 }
             };
             if let Err(PublishError::Unavailable(_)) = handed_over {
-                held_up.insert(place);
+                held_up.insert(topic);
             }
             let delivered = self.delivered(&client, topic, handed_over);
             deliveries.push(async move { (answer, delivered.await) });
@@ -135,9 +137,13 @@ impl Publisher {
             None => None,
         };
         let topic = record.topic;
-        match client.send(record).await {
+        match client.send(record, size).await {
             Ok(fate) => Ok(HandedOver { fate, admission }),
-            Err(error) => Err(self.failed(client, topic, &error)),
+            Err(NotSent::Client(error)) => Err(self.failed(client, topic, &error)),
+            Err(NotSent::NoRoom) => {
+                self.metrics.not_published();
+                Err(PublishError::Unavailable(format!("as much for topic `{topic}` waits for the broker as may")))
+            }
         }
     }
 

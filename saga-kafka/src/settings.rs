@@ -136,7 +136,16 @@ impl Settings {
 
     /// How large a message may be in all.
     pub(crate) fn max_message_bytes(&self) -> usize {
-        let set = self.producer.get("message.max.bytes").or_else(|| self.common.get("message.max.bytes"));
-        set.and_then(|bytes| bytes.parse().ok()).unwrap_or(1_000_000)
+        self.of_producer("message.max.bytes").unwrap_or(1_000_000)
+    }
+
+    /// How many records a producer's queue holds, and how many kibibytes.
+    pub(crate) fn queue(&self) -> (u32, u32) {
+        let of_producer = |name: &str| self.of_producer(name).unwrap_or(u32::MAX);
+        (of_producer("queue.buffering.max.messages"), of_producer("queue.buffering.max.kbytes"))
+    }
+
+    fn of_producer<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
+        self.producer.get(name).or_else(|| self.common.get(name))?.parse().ok()
     }
 }

@@ -279,3 +279,20 @@ async fn a_consumer_that_stops_hands_over_at_once() {
     // A member that had died instead would be waited for until its session had timed out.
     assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
 }
+
+/// Callers give up and come again; what they left stays in the client, which has one queue for all topics.
+#[tokio::test]
+async fn a_topic_that_is_away_leaves_room_for_the_others() {
+    let topics = [TopicSpec::new("away").partitions(1), TopicSpec::new(TOPIC)];
+    let broker = EmbeddedBroker::start(&topics).unwrap();
+    let kafka = KafkaTransport::builder(broker.brokers());
+    let kafka = kafka.set_producer("queue.buffering.max.messages", "400").build().unwrap();
+    broker.with(|cluster| cluster.partition_leader("away", 0, None)).unwrap().unwrap();
+    let away: Vec<Outgoing> = events(1_000).into_iter().map(|event| Outgoing { topic: "away".into(), ..event }).collect();
+    let given_up = timeout(Duration::from_secs(10), kafka.publish(&away)).await;
+    assert!(given_up.is_err(), "some of it is with the client for ever");
+    let others = timeout(PATIENCE, kafka.publish(&events(50))).await.expect("they wait for the one that is away");
+    assert_eq!(others, vec![Ok(()); 50]);
+    let again = timeout(PATIENCE, kafka.publish(&away)).await.expect("there is no more of it in the client");
+    assert!(again.iter().all(|answer| matches!(answer, Err(PublishError::Unavailable(_)))), "{again:?}");
+}
