@@ -288,7 +288,8 @@ async fn a_topic_that_is_away_leaves_room_for_the_others() {
     let kafka = KafkaTransport::builder(broker.brokers());
     let kafka = kafka.set_producer("queue.buffering.max.messages", "400").build().unwrap();
     broker.with(|cluster| cluster.partition_leader("away", 0, None)).unwrap().unwrap();
-    let away: Vec<Outgoing> = events(1_000).into_iter().map(|event| Outgoing { topic: "away".into(), ..event }).collect();
+    let away: Vec<Outgoing> =
+        events(1_000).into_iter().map(|event| Outgoing { topic: "away".into(), ..event }).collect();
     let given_up = timeout(Duration::from_secs(10), kafka.publish(&away)).await;
     assert!(given_up.is_err(), "some of it is with the client for ever");
     let others = timeout(PATIENCE, kafka.publish(&events(50))).await.expect("they wait for the one that is away");

@@ -145,7 +145,8 @@ async fn main() {
     match options.json {
         true => println!("{}", serde_json::to_string(&report).unwrap()),
         false => {
-            let of = if options.commands { "three commands to a participant in this process" } else { "four no-op steps" };
+            let of =
+                if options.commands { "three commands to a participant in this process" } else { "four no-op steps" };
             print(&report, of, postgres.version());
         }
     }
@@ -252,9 +253,7 @@ fn median(mut figures: Vec<f64>) -> f64 {
 
 fn print(report: &Report, of: &str, version: &str) {
     let Limits { five_commits_ms: five, a_sagas_per_s: a, b_sagas_per_s: b } = report.limits;
-    println!(
-        "Sagas of {of}, each durable, on PostgreSQL {version} with fsync and synchronous_commit on.\n"
-    );
+    println!("Sagas of {of}, each durable, on PostgreSQL {version} with fsync and synchronous_commit on.\n");
     println!(
         "in flight   sagas/s    p50 ms    p99 ms  commits  statements  WAL bytes  dead tuples  own µs  server µs  peak MB   of (a)   of (b)"
     );
@@ -276,8 +275,12 @@ fn print(report: &Report, of: &str, version: &str) {
             run.sagas_per_s / b,
         );
     }
-    println!("\nThe columns from commits to server µs are per saga; µs are processor time of this process and of Postgres.");
-    println!("alone     {five:>9.2} ms a saga: the same rows, five commits one after the other, no engine, 1 connection");
+    println!(
+        "\nThe columns from commits to server µs are per saga; µs are processor time of this process and of Postgres."
+    );
+    println!(
+        "alone     {five:>9.2} ms a saga: the same rows, five commits one after the other, no engine, 1 connection"
+    );
     println!("limit (a) {a:>9.0} sagas/s: the same rows, one transaction a step, no engine, 32 connections");
     println!(
         "limit (b) {b:>9.0} sagas/s: the same rows by the group-commit statement alone, 200 sagas a statement, 4 connections"

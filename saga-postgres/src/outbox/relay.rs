@@ -1,4 +1,10 @@
-use super::{Counters, Numbers, OutboxError, PgOutbox, SHARDS, calls::Calls, lane::{ALL_BYTES, Lane}, topics::Topics, vacuum};
+use super::{
+    Counters, Numbers, OutboxError, PgOutbox, SHARDS,
+    calls::Calls,
+    lane::{ALL_BYTES, Lane},
+    topics::Topics,
+    vacuum,
+};
 use crate::{
     SetupError,
     connection::{Route, Settings},

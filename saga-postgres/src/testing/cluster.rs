@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
-
 use super::StartError;
 use super::account::Account;
 use super::binaries::Binaries;
 use super::builder::Builder;
 use super::keeper::Keeper;
 use super::process::{Process, Shutdown};
+use super::scratch::Scratch;
 
 /// How long a server may take to accept connections, recovery included.
 const START_PATIENCE: Duration = Duration::from_secs(30);
@@ -38,7 +37,7 @@ const SETTINGS: [(&str, &str); 3] = [
 #[derive(Debug)]
 pub(super) struct Cluster {
     server: Option<Process>,
-    _scratch: Option<TempDir>,
+    _scratch: Option<Scratch>,
     keeper: Keeper,
     data_dir: PathBuf,
     account: Option<Account>,
@@ -63,7 +62,8 @@ impl Cluster {
         let (scratch, data_dir, account) = match &builder.data_dir {
             None => {
                 let account = Account::for_new_server()?;
-                let (scratch, data_dir) = scratch_directory(account.as_ref())?;
+                let scratch = scratch_directory(account.as_ref())?;
+                let data_dir = scratch.path().to_owned();
                 (Some(scratch), data_dir, account)
             }
             Some(kept) => {
@@ -71,7 +71,12 @@ impl Cluster {
                 (None, data_dir, account)
             }
         };
+        // Before there is anything to keep: this process may end at any moment.
         let keeper = Keeper::watch(&data_dir, scratch.is_some())?;
+        if let Some(scratch) = &scratch {
+            scratch.make().map_err(StartError::io(format!("make {}", data_dir.display())))?;
+            account.as_ref().map_or(Ok(()), |account| account.own(&data_dir))?;
+        }
         let mut settings: Vec<_> = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         settings.extend(builder.settings);
         let mut cluster =
@@ -198,8 +203,8 @@ impl Cluster {
     }
 }
 
-/// A new directory that goes with its handle, where the server's user can reach it.
-fn scratch_directory(account: Option<&Account>) -> Result<(TempDir, PathBuf), StartError> {
+/// A directory that goes with its handle, where the server's user can reach it. It is not made yet.
+fn scratch_directory(account: Option<&Account>) -> Result<Scratch, StartError> {
     let mut place = std::env::temp_dir();
     if let Some(account) = account
         && let Err(out_of_reach) = account.reaches(&place)
@@ -207,14 +212,7 @@ fn scratch_directory(account: Option<&Account>) -> Result<(TempDir, PathBuf), St
         place = PathBuf::from("/tmp"); // such as when TMPDIR lies in root's home
         account.reaches(&place).map_err(|_| out_of_reach)?;
     }
-    let action = || format!("make a directory in {}", place.display());
-    let scratch =
-        tempfile::Builder::new().prefix("saga-postgres-").tempdir_in(&place).map_err(StartError::io(action()))?;
-    let data_dir = scratch.path().canonicalize().map_err(StartError::io(action()))?;
-    if let Some(account) = account {
-        account.own(&data_dir)?;
-    }
-    Ok((scratch, data_dir))
+    Scratch::named_in(&place).map_err(StartError::io(format!("use {}", place.display())))
 }
 
 /// The user's own directory, made if need be, and whom the server runs as there.

@@ -47,6 +47,7 @@ mod error;
 mod guest;
 mod keeper;
 mod process;
+mod scratch;
 mod url;
 
 use std::fmt;

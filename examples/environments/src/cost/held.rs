@@ -128,7 +128,8 @@ mod tests {
 
     #[test]
     fn a_line_of_the_log_says_what_was_executed_and_how_long_it_took() {
-        let line = "2026-01-01 UTC [7] LOG:  duration: 0.123 ms  execute sqlx_s_1: -- What a worker owns. Served by it.";
+        let line =
+            "2026-01-01 UTC [7] LOG:  duration: 0.123 ms  execute sqlx_s_1: -- What a worker owns. Served by it.";
         assert_eq!(executed(line), Some(("What a worker owns", 0.123)));
         assert_eq!(executed("LOG:  duration: 0.1 ms  bind sqlx_s_1: -- What a worker owns."), None);
     }

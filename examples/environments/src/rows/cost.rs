@@ -21,11 +21,7 @@ pub const ROWS: &[Row] = &[
         short: true,
         run: |world| Box::pin(strangers(world)),
     },
-    Row {
-        environment: "a slow network, and sagas that are heavy",
-        short: true,
-        run: |_| Box::pin(heavy()),
-    },
+    Row { environment: "a slow network, and sagas that are heavy", short: true, run: |_| Box::pin(heavy()) },
 ];
 
 /// So many sagas were due, were owned, had mail, and are gone; as many events went out.
