@@ -362,7 +362,9 @@ async fn what_waits_behind_a_refused_event_is_given_back_some_at_a_time_and_in_i
     let broker = Broker::new();
     broker.decide(|outgoing| if outgoing.message.data == b"0" { refused() } else { Ok(()) });
     let relay = setup.relay(&broker).await;
-    setup.publish_quietly(&["a"], 0..1300).await;
+    setup.publish("a", 0).await;
+    setup.until("SELECT count(*) = 1 FROM {schema}.saga_outbox_parked").await;
+    setup.publish_quietly(&["a"], 1..1300).await;
     setup.until("SELECT count(*) = 1300 FROM {schema}.saga_outbox_parked").await;
     relay.stop().await;
     let refused = &setup.outbox.parked(10).await.unwrap()[0];
