@@ -43,7 +43,7 @@ const CONTENDED: u32 = 10;
 
 pub(crate) struct Committer {
     starts: mpsc::Sender<Waiting<Start, Started>>,
-    appends: mpsc::UnboundedSender<Waiting<(Lease, Append), Appended>>,
+    appends: mpsc::UnboundedSender<WaitingAppend>,
     /// What is heavy passes it, appends one and starts the other.
     gate: Gate,
     starts_gate: Gate,
@@ -283,14 +283,17 @@ impl Aside {
     }
 }
 
+/// An append under a lease, and who waits for it.
+type WaitingAppend = Waiting<(Lease, Append), Appended>;
+
 /// What all writers of appends wait for: whichever is free takes what is there. A saga has one append under way at most,
 /// so no two of them have the same saga.
-type Waitings = Arc<AsyncMutex<mpsc::UnboundedReceiver<Waiting<(Lease, Append), Appended>>>>;
+type Appending = Arc<AsyncMutex<mpsc::UnboundedReceiver<WaitingAppend>>>;
 
-async fn commit_appends(store: Arc<dyn Store>, waiting: Waitings, limit: usize) {
-    let mut batch: Vec<Waiting<(Lease, Append), Appended>> = vec![];
+async fn commit_appends(store: Arc<dyn Store>, waiting: Appending, limit: usize) {
+    let mut batch: Vec<WaitingAppend> = vec![];
     // What somebody holds, and when it is tried again. It holds up nobody meanwhile.
-    let mut busy: Vec<(Instant, Waiting<(Lease, Append), Appended>)> = vec![];
+    let mut busy: Vec<(Instant, WaitingAppend)> = vec![];
     loop {
         let taken = async { waiting.lock().await.recv_many(&mut batch, limit).await };
         match busy.iter().map(|(again, _)| *again).min() {

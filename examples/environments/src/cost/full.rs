@@ -37,6 +37,8 @@ const FILL: &str = "
     SELECT n % 64, gen_random_uuid(), '{away}', n::text, 'stranger.v1', 'small', now(), 'application/json', 'null'
     FROM generate_series(1, 20000) n";
 
+type Measure = fn(&Figures) -> f64;
+
 /// What is not as it should be.
 pub async fn run(plan: &Plan) -> Result<Vec<String>> {
     let postgres = Postgres::private().await?;
@@ -68,7 +70,7 @@ pub async fn run(plan: &Plan) -> Result<Vec<String>> {
     postgres.stop().await;
 
     // In each of them more is better.
-    let measures: [(&str, fn(&Figures) -> f64); 3] = [
+    let measures: [(&str, Measure); 3] = [
         ("sagas a second", |of| of.sagas_per_s),
         ("the submit's 99th percentile", |of| 1.0 / of.submit_p99),
         ("the event's 99th percentile", |of| 1.0 / of.lag_p99),
