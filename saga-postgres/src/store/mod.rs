@@ -367,6 +367,7 @@ impl PgStore {
         let ids: Vec<Uuid> = batch.iter().map(|mail| mail.saga.as_uuid()).collect();
         let messages: Vec<&str> = batch.iter().map(|mail| mail.message.as_str()).collect();
         let bodies: Vec<&[u8]> = batch.iter().map(|mail| mail.body.as_slice()).collect();
+        self.inner.sent.fetch_add(1, Ordering::Relaxed);
         let sql = self.statement(&self.queries().post, whose);
         let sql = sql.bind(ids).bind(messages).bind(bodies);
         let rows = sql.fetch_all(&mut *connection).await.map_err(|error| meaning_of(&error))?;
