@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Mutex as AsyncMutex, Semaphore, mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -43,7 +43,7 @@ const CONTENDED: u32 = 10;
 
 pub(crate) struct Committer {
     starts: mpsc::Sender<Waiting<Start, Started>>,
-    appends: mpsc::UnboundedSender<WaitingAppend>,
+    appends: Vec<mpsc::UnboundedSender<WaitingAppend>>,
     /// What is heavy passes it, appends one and starts the other.
     gate: Gate,
     starts_gate: Gate,
@@ -84,12 +84,12 @@ impl Committer {
         // number of sagas in memory, each of which has at most one under way.
         let (starts, waiting) = mpsc::channel(2 * config.batch);
         spawn.task(commit_starts(store.clone(), waiting, config.batch, spawn.clone()));
-        let (appends, waiting) = mpsc::unbounded_channel();
-        let waiting = Arc::new(AsyncMutex::new(waiting));
-        for _ in 0..config.committers {
-            spawn.task(commit_appends(store.clone(), waiting.clone(), config.batch));
-        }
-        Self { starts, appends, gate: Gate::new(), starts_gate: Gate::new() }
+        let appends = (0..config.committers).map(|_| {
+            let (appends, waiting) = mpsc::unbounded_channel();
+            spawn.task(commit_appends(store.clone(), waiting, config.batch));
+            appends
+        });
+        Self { starts, appends: appends.collect(), gate: Gate::new(), starts_gate: Gate::new() }
     }
 
     /// Resolves once the saga stands or is refused. Dropped meanwhile, it may still come to stand.
@@ -114,8 +114,10 @@ impl Committer {
         turn: Turn,
     ) -> oneshot::Receiver<Result<Appended, StoreError>> {
         let (answer, answered) = oneshot::channel();
+        // The low bits of a UUIDv7 are random.
+        let shard = entry.saga.as_uuid().as_u128() as usize % self.appends.len();
         // A closed channel means that the engine stops; the caller sees that by its receiver.
-        let _ = self.appends.send(Waiting { entry: (lease.clone(), entry), answer, busy: None, turn });
+        let _ = self.appends[shard].send(Waiting { entry: (lease.clone(), entry), answer, busy: None, turn });
         answered
     }
 }
@@ -286,16 +288,12 @@ impl Aside {
 /// An append under a lease, and who waits for it.
 type WaitingAppend = Waiting<(Lease, Append), Appended>;
 
-/// What all writers of appends wait for: whichever is free takes what is there. A saga has one append under way at most,
-/// so no two of them have the same saga.
-type Appending = Arc<AsyncMutex<mpsc::UnboundedReceiver<WaitingAppend>>>;
-
-async fn commit_appends(store: Arc<dyn Store>, waiting: Appending, limit: usize) {
+async fn commit_appends(store: Arc<dyn Store>, mut waiting: mpsc::UnboundedReceiver<WaitingAppend>, limit: usize) {
     let mut batch: Vec<WaitingAppend> = vec![];
     // What somebody holds, and when it is tried again. It holds up nobody meanwhile.
     let mut busy: Vec<(Instant, WaitingAppend)> = vec![];
     loop {
-        let taken = async { waiting.lock().await.recv_many(&mut batch, limit).await };
+        let taken = waiting.recv_many(&mut batch, limit);
         match busy.iter().map(|(again, _)| *again).min() {
             None => {
                 if taken.await == 0 {

@@ -8,7 +8,7 @@ use crate::{
     SetupError,
     error::{meaning_of, told},
 };
-use deadpool::managed::{self, Metrics, Object, Pool, PoolError, QueueMode, RecycleError, RecycleResult};
+use deadpool::managed::{self, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult};
 use saga_core::store::StoreError;
 use sqlx::{
     PgConnection, Postgres, SqlStr,
@@ -50,8 +50,7 @@ impl Connections {
         let maker = Maker { route: route.clone(), trusted_since: Mutex::new(Instant::now()) };
         let size = usize::try_from(size.max(1)).unwrap_or(Semaphore::MAX_PERMITS).min(Semaphore::MAX_PERMITS);
         // Without time-outs of its own, it builds with whatever it is given.
-        // The one that was used last is the warmest, here and at the server.
-        let config = managed::PoolConfig { queue_mode: QueueMode::Lifo, ..managed::PoolConfig::new(size) };
+        let config = managed::PoolConfig::new(size);
         let pool = Pool::builder(maker).config(config).build();
         #[allow(clippy::expect_used, reason = "it fails for time-outs without a runtime only, and has none")]
         let pool = pool.expect("a pool without time-outs");
