@@ -31,8 +31,8 @@ use tokio::{
 
 /// How many bytes of one shard a round takes at most; a single event may be larger.
 const BYTES: i64 = 512 * 1024;
-/// How many bytes of all of them. Of a shard it takes no less than a part of this, whatever a network brings in time: rather
-/// it takes fewer shards.
+/// How many bytes of all of its shards a round takes at most. Where a network does not bring so much in time, it takes
+/// less of each shard, and of fewer shards rather than less than this of one.
 pub(super) const ALL_BYTES: i64 = 16 << 20;
 const LEAST_BYTES: i64 = 16 << 10;
 /// After a round with less than a batch, what commits within this time goes together in the next.

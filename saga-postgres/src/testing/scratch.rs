@@ -12,9 +12,10 @@ use uuid::Uuid;
 pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
-    /// A name in `place` that nobody else has.
+    /// A name in `place` that nobody else has. Short: the path of a socket in it has about a hundred bytes at most.
     pub(super) fn named_in(place: &Path) -> io::Result<Self> {
-        Ok(Self(place.canonicalize()?.join(format!("saga-postgres-{}", Uuid::new_v4().simple()))))
+        let (random, _) = Uuid::new_v4().as_u64_pair();
+        Ok(Self(place.canonicalize()?.join(format!("saga-postgres-{random:016x}"))))
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -1,7 +1,6 @@
 -- Gives what is parked of some keys back to the relay, where it was in the order: of all of them 500 at most, and few
 -- enough bytes, but of each one at least. What is left of a key comes behind that, and is given back when the broker has
--- some of it.
--- Served by saga_outbox_parked_key, key by key as in `sent`.
+-- some of it. Served by saga_outbox_parked_key, key by key as in `sent`.
 WITH back AS (
     DELETE FROM {schema}.saga_outbox_parked p
     USING unnest($1::text[], $2::text[]) AS k (topic, key)
