@@ -6,7 +6,7 @@
 //! topic. An implementer guarantees:
 //!
 //! - **Durable publication.** [`publish`](Transport::publish) answers `Ok` for a message once it survives the death of every process, and never before. After
-//!   [`PublishError::Unavailable`] it may be there or not, now or later: publishing it again, under the same id, is right. After
+//!   [`PublishError::Unavailable`], or when the call is dropped, it may be there or not, now or later: publishing it again, under the same id, is right. After
 //!   [`PublishError::Refused`] it is not there and never will be.
 //! - **Order per key.** Messages of one key are delivered for the first time in the order in which they were handed over, within one call and between calls of which
 //!   the second began after the first had ended. When one message of a call is not accepted, no later one of the same key in that call is delivered before a repeat of it; a refused message is skipped.
@@ -50,6 +50,13 @@ pub trait Transport: Send + Sync + 'static {
         subscription: Subscription,
         receiver: Arc<dyn Receiver>,
     ) -> Result<Box<dyn Consumer>, TransportError>;
+
+    /// Whether the dead letters of a topic can be published at present, as far as the broker says. A receiver that cannot
+    /// publish what it is to publish asks before it rejects messages because of that: if it is the whole broker that is
+    /// away, they wait. The default does not know, and says no.
+    async fn takes_dead_letters(&self, _topic: &str) -> bool {
+        false
+    }
 
     /// What it is, as OpenTelemetry's `messaging.system` has it: `kafka`.
     fn system(&self) -> &'static str;

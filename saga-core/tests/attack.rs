@@ -578,6 +578,58 @@ async fn a_saga_whose_journal_cannot_be_read_does_not_begin_anew_whatever_an_ope
 
 // ---------------------------------------------------------------------------------------------------------------
 
+/// Its steps run beside each other, and each has much to say.
+struct Wide;
+
+const LANES: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+const MIB: usize = 1 << 20;
+
+impl Saga for Wide {
+    const NAME: &'static str = "wide";
+    const VERSION: u32 = 1;
+    type Input = ();
+    type Output = ();
+    type Deps = ();
+
+    fn define(saga: &mut SagaBuilder<Self>) -> Out<Self, ()> {
+        saga.parallel(|saga| {
+            for lane in LANES {
+                saga.effect_free(lane).run(async |_: Cx<()>, ()| Ok("x".repeat(MIB - 2)));
+            }
+        });
+        saga.pivot("end").run(async |_: Cx<()>, ()| Ok(()))
+    }
+}
+
+/// Appends take long; how large the largest entry was.
+struct SlowAndWeighed(Arc<AtomicUsize>);
+
+#[async_trait]
+impl Rig for SlowAndWeighed {
+    async fn before(&self, call: &str, _: &MemoryStore, appends: &[Append]) -> Result<(), StoreError> {
+        if call == "append" {
+            let largest = appends.iter().filter_map(|append| append.entry.as_ref()).map(Vec::len).max();
+            self.0.fetch_max(largest.unwrap_or_default(), SeqCst);
+            sleep(SECOND).await;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_many_steps_of_a_saga_say_at_once_is_written_in_several_entries() {
+    let largest = Arc::new(AtomicUsize::new(0));
+    let store = Rigged { store: MemoryStore::default(), rig: SlowAndWeighed(largest.clone()) };
+    let engine = Engine::builder(store).register::<Wide>(()).unwrap().start().await.unwrap();
+    let wide = engine.sagas::<Wide>().submit("k", ()).await.unwrap();
+    let outcome = timeout(600 * SECOND, wide.outcome()).await.expect("it does not end").unwrap();
+    assert_eq!(outcome, Outcome::Completed(()));
+    let largest = largest.load(SeqCst);
+    assert!((2 * MIB..6 * MIB).contains(&largest), "{largest}");
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+
 struct Basket;
 
 impl Saga for Basket {

@@ -592,6 +592,264 @@ async fn a_reply_that_cannot_be_published_yet_is_published_later_and_its_command
     assert_eq!(*ledger.lock().unwrap(), ["reserved 3"]);
 }
 
+/// The topic of an orchestrator that is not ours.
+const THEIRS: &str = "theirs.replies";
+/// The patience with a reply topic that is away, and the last try.
+const A_MINUTE: std::ops::Range<Duration> = Duration::from_secs(55)..Duration::from_secs(90);
+/// What does not have to wait for that.
+const SOON: Duration = Duration::from_secs(3);
+
+/// How a broker takes what it cannot publish.
+#[derive(Clone, Copy)]
+enum Manner {
+    SaysSo,
+    /// As a client of Kafka: it answers when it could.
+    IsSilent,
+}
+
+/// A transport that cannot publish everything.
+struct PartlyAway {
+    local: LocalTransport,
+    manner: Manner,
+    away: Mutex<fn(&Outgoing) -> bool>,
+}
+
+impl PartlyAway {
+    fn is_away(&self, outgoing: &Outgoing) -> bool {
+        let away = *self.away.lock().unwrap();
+        away(outgoing)
+    }
+}
+
+#[async_trait]
+impl Transport for PartlyAway {
+    async fn publish(&self, batch: &[Outgoing]) -> Vec<Result<(), PublishError>> {
+        while matches!(self.manner, Manner::IsSilent) && batch.iter().any(|outgoing| self.is_away(outgoing)) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let mut answers = vec![];
+        for outgoing in batch {
+            if self.is_away(outgoing) {
+                answers.push(Err(PublishError::Unavailable("no leader".into())));
+            } else {
+                answers.extend(self.local.publish(std::slice::from_ref(outgoing)).await);
+            }
+        }
+        answers
+    }
+
+    async fn subscribe(
+        &self,
+        subscription: Subscription,
+        receiver: Arc<dyn Receiver>,
+    ) -> Result<Box<dyn Consumer>, TransportError> {
+        self.local.subscribe(subscription, receiver).await
+    }
+
+    async fn takes_dead_letters(&self, topic: &str) -> bool {
+        !self.is_away(&Outgoing { topic: format!("{topic}.dlt"), message: command("0") })
+    }
+
+    fn system(&self) -> &'static str {
+        "local"
+    }
+
+    fn max_message_bytes(&self) -> usize {
+        self.local.max_message_bytes()
+    }
+}
+
+/// An inventory on such a transport, and what comes of its commands.
+struct Shared {
+    transport: Arc<PartlyAway>,
+    ledger: Ledger,
+    replies: mpsc::UnboundedReceiver<Message>,
+    dead: mpsc::UnboundedReceiver<Message>,
+    _inventory: Participating,
+    _consumers: [Box<dyn Consumer>; 2],
+}
+
+impl Shared {
+    async fn start(manner: Manner, batch: usize) -> Self {
+        let (local, ledger) = (LocalTransport::default(), Ledger::default());
+        let nothing: fn(&Outgoing) -> bool = |_| false;
+        let transport = Arc::new(PartlyAway { local: local.clone(), manner, away: Mutex::new(nothing) });
+        let inventory = Participant::new("inventory", MemoryInbox::default(), ledger.clone()).on(reserve).batch(batch);
+        let inventory = inventory.start(transport.clone()).await.unwrap();
+        let listen = async |topics: &[&str]| {
+            let (sender, messages) = mpsc::unbounded_channel();
+            let topics = topics.iter().map(ToString::to_string).collect();
+            let subscription = Subscription { group: "test".into(), topics, batch: 100 };
+            (messages, local.subscribe(subscription, Arc::new(Into(sender))).await.unwrap())
+        };
+        let (replies, first) = listen(&["shop.replies", THEIRS]).await;
+        let (dead, second) = listen(&["inventory.commands.dlt"]).await;
+        Self { transport, ledger, replies, dead, _inventory: inventory, _consumers: [first, second] }
+    }
+
+    /// From now on this cannot be published.
+    fn take_away(&self, away: fn(&Outgoing) -> bool) {
+        *self.transport.away.lock().unwrap() = away;
+    }
+
+    async fn send(&self, commands: &[&Message]) {
+        let outgoing = |message: &&Message| Outgoing { topic: Reserve::TOPIC.into(), message: (*message).clone() };
+        let outgoing: Vec<Outgoing> = commands.iter().map(outgoing).collect();
+        assert!(self.transport.local.publish(&outgoing).await.iter().all(Result::is_ok));
+    }
+
+    /// How long it takes until a command is answered, with replies to others, and repeats, before.
+    async fn answered(&mut self, command: &Message) -> Duration {
+        let began = Instant::now();
+        let answered =
+            async { while self.replies.recv().await.unwrap().extensions["sagaid"] != command.extensions["sagaid"] {} };
+        timeout(Duration::from_secs(300), answered).await.expect("it is not answered");
+        began.elapsed()
+    }
+
+    /// How long it takes until it is a dead letter, the next one.
+    async fn buried(&mut self, command: &Message) -> Duration {
+        let began = Instant::now();
+        let dead = timeout(Duration::from_secs(300), self.dead.recv()).await.expect("it is no dead letter").unwrap();
+        assert_eq!(dead.id, command.id);
+        let reason = &dead.headers["saga-dead-letter-reason"];
+        assert!(reason.starts_with("its reply topic `theirs.replies` has been away for "), "{reason}");
+        began.elapsed()
+    }
+
+    fn nothing_is_buried(&mut self) {
+        assert!(self.dead.try_recv().is_err());
+    }
+}
+
+/// A command whose reply goes to the other orchestrator.
+fn theirs() -> Message {
+    let mut message = command("7");
+    message.extensions.insert("replyto".into(), THEIRS.into());
+    message
+}
+
+fn to_them(outgoing: &Outgoing) -> bool {
+    outgoing.topic == THEIRS
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_topic_that_is_away_holds_up_others_for_a_minute_and_then_its_commands_are_dead_letters() {
+    for manner in [Manner::SaysSo, Manner::IsSilent] {
+        let mut shared = Shared::start(manner, 50).await;
+        shared.take_away(to_them);
+        let (first, ours, second) = (theirs(), command("1"), theirs());
+        shared.send(&[&first, &ours, &second]).await;
+        assert!(shared.answered(&ours).await < SOON);
+        let behind = command("2");
+        shared.send(&[&behind]).await;
+        let waited = shared.buried(&first).await;
+        assert!(A_MINUTE.contains(&waited), "{waited:?}");
+        assert!(shared.buried(&second).await < SOON);
+        assert!(shared.answered(&behind).await < SOON);
+        // From then on it is known.
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_secs(40)).await;
+            let (again, ours) = (theirs(), command("3"));
+            shared.send(&[&again, &ours]).await;
+            assert!(shared.buried(&again).await < SOON);
+            assert!(shared.answered(&ours).await < SOON);
+        }
+        // Until it is back. What was buried is answered when it is sent again, and is not done again.
+        shared.take_away(|_| false);
+        for command in [&first, &theirs(), &second] {
+            shared.send(&[command]).await;
+            assert!(shared.answered(command).await < SOON);
+        }
+        shared.nothing_is_buried();
+        assert_eq!(shared.ledger.lock().unwrap().len(), 4 + 6 + 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_behind_those_of_a_reply_topic_that_is_away_is_done_after_a_minute() {
+    for manner in [Manner::SaysSo, Manner::IsSilent] {
+        // Nothing was published before, and nothing else is in their batch, that would show that the broker works.
+        let mut shared = Shared::start(manner, 1).await;
+        shared.take_away(to_them);
+        let (first, second, ours) = (theirs(), theirs(), command("1"));
+        shared.send(&[&first, &second, &ours]).await;
+        let waited = shared.buried(&first).await;
+        assert!(A_MINUTE.contains(&waited), "{waited:?}");
+        assert!(shared.buried(&second).await < SOON);
+        assert!(shared.answered(&ours).await < SOON);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_a_dead_letter_because_the_whole_broker_is_away() {
+    for manner in [Manner::SaysSo, Manner::IsSilent] {
+        let mut shared = Shared::start(manner, 50).await;
+        shared.take_away(to_them);
+        let first = theirs();
+        shared.send(&[&first]).await;
+        shared.buried(&first).await;
+        shared.take_away(|_| true);
+        let (second, ours) = (theirs(), command("1"));
+        shared.send(&[&second, &ours]).await;
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        shared.nothing_is_buried();
+        assert!(shared.replies.try_recv().is_err());
+        // It comes back without their topic, which has its minute anew.
+        shared.take_away(to_them);
+        assert!(shared.answered(&ours).await < Duration::from_secs(10));
+        tokio::time::sleep(Duration::from_secs(40)).await;
+        shared.nothing_is_buried();
+        shared.take_away(|_| false);
+        assert!(shared.answered(&second).await < Duration::from_secs(15));
+        shared.nothing_is_buried();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_part_of_a_reply_topic_that_is_away_makes_no_dead_letters_of_the_rest() {
+    /// As it is for keys whose partition has no leader.
+    fn stuck(outgoing: &Outgoing) -> bool {
+        outgoing.topic == THEIRS && outgoing.message.extensions["sagastep"] == "stuck"
+    }
+    let stuck_one = || {
+        let mut message = theirs();
+        message.extensions.insert("sagastep".into(), "stuck".into());
+        message
+    };
+    for manner in [Manner::SaysSo, Manner::IsSilent] {
+        let mut shared = Shared::start(manner, 50).await;
+        shared.take_away(stuck);
+        let (first, well) = (stuck_one(), theirs());
+        shared.send(&[&first, &well]).await;
+        let waited = shared.buried(&first).await;
+        assert!(A_MINUTE.contains(&waited), "{waited:?}");
+        shared.answered(&well).await;
+        // That some of it works gives the rest no minute anew.
+        for _ in 0..3 {
+            let (well, stuck) = (theirs(), stuck_one());
+            shared.send(&[&well]).await;
+            assert!(shared.answered(&well).await < SOON);
+            tokio::time::sleep(Duration::from_secs(40)).await;
+            shared.send(&[&stuck]).await;
+            assert!(shared.buried(&stuck).await < SOON);
+        }
+        // But that all of it has for as long does.
+        shared.take_away(|_| false);
+        for _ in 0..2 {
+            let well = theirs();
+            shared.send(&[&well]).await;
+            assert!(shared.answered(&well).await < SOON);
+            tokio::time::sleep(Duration::from_secs(70)).await;
+        }
+        shared.take_away(stuck);
+        let last = stuck_one();
+        shared.send(&[&last]).await;
+        let waited = shared.buried(&last).await;
+        assert!(A_MINUTE.contains(&waited), "{waited:?}");
+    }
+}
+
 /// An inbox whose database is down the first few times.
 struct DownAtFirst(MemoryInbox, AtomicUsize);
 

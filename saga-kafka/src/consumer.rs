@@ -1,7 +1,7 @@
 //! A member of a group: a thread that polls, and a [`Lane`] for each partition that it has.
 //!
 //! - *Offsets* are committed behind what the lanes have dealt with, ten times a second, and at every change of hands. They only save work: what was dealt with and not committed comes again.
-//! - *Back-pressure*: a partition with many records in its lane is paused at the broker until the lane has caught up.
+//! - *Back-pressure*: a partition with many records, or bytes, in its lane is paused at the broker until the lane has caught up.
 //! - *Hand-over*: before a partition is given up, its lane ends the batch under way, and its offset is committed. A lane that takes too long is broken off,
 //!   because the whole group waits; what it was doing comes again elsewhere. A partition that was *lost* (the group believes this member dead) is broken
 //!   off at once, and nothing of it is committed.
@@ -31,9 +31,6 @@ use std::{
 };
 use tokio::{sync::oneshot, time::timeout};
 
-/// From how many waiting records on a partition is paused, and below how many it goes on.
-const MANY: usize = 1000;
-const FEW: usize = 300;
 /// How long a poll waits for a record: also the time between two looks at the lanes.
 const POLL: Duration = Duration::from_millis(50);
 /// The same while a partition is paused.
@@ -215,7 +212,7 @@ impl Hands {
         let mut lanes = self.lanes();
         let lane = lanes.entry(place).or_insert_with(|| Lane::start(self.works.clone()));
         lane.push(record.detach());
-        if !lane.paused && lane.waiting() >= MANY {
+        if !lane.paused && lane.has_much() {
             match consumer.pause(&list([(record.topic(), record.partition())])) {
                 Ok(()) => lane.paused = true,
                 Err(error) => tracing::warn!(self.group, %error, "a partition could not be paused"),
@@ -225,9 +222,7 @@ impl Hands {
 
     /// Resumes what has caught up.
     fn go_on(&self, consumer: &BaseConsumer<Self>) {
-        for ((topic, partition), lane) in
-            self.lanes().iter_mut().filter(|(_, lane)| lane.paused && lane.waiting() <= FEW)
-        {
+        for ((topic, partition), lane) in self.lanes().iter_mut().filter(|(_, lane)| lane.paused && lane.has_little()) {
             match consumer.resume(&list([(topic.as_str(), *partition)])) {
                 Ok(()) => lane.paused = false,
                 Err(error) => tracing::warn!(self.group, %error, "a partition could not be resumed"),

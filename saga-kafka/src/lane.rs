@@ -18,6 +18,14 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+/// From how many waiting records, or bytes, on a partition is paused, and below how many it goes on.
+const MANY: usize = 1000;
+const FEW: usize = 300;
+const MUCH: usize = 16 << 20;
+const LITTLE: usize = 4 << 20;
+/// So many bytes are handed to a receiver at a time, about.
+const LOAD: usize = 4 << 20;
+
 /// What every lane of a consumer works with.
 pub(crate) struct Works {
     pub(crate) runtime: Handle,
@@ -47,7 +55,9 @@ pub(crate) struct Lane {
 }
 
 struct State {
+    /// Records, and their bytes.
     waiting: AtomicUsize,
+    bytes: AtomicUsize,
     /// Where the partition goes on: behind everything that is dealt with. -1 before the first.
     next: AtomicI64,
 }
@@ -55,7 +65,8 @@ struct State {
 impl Lane {
     pub(crate) fn start(works: Arc<Works>) -> Self {
         let (queue, records) = unbounded_channel();
-        let state = Arc::new(State { waiting: AtomicUsize::new(0), next: AtomicI64::new(-1) });
+        let state =
+            Arc::new(State { waiting: AtomicUsize::new(0), bytes: AtomicUsize::new(0), next: AtomicI64::new(-1) });
         let stop = works.stop.child_token();
         let (guard, alive) = blocking::channel();
         let worker = Worker { works: works.clone(), records, state: state.clone(), stop: stop.clone(), _guard: guard };
@@ -72,13 +83,23 @@ impl Lane {
 
     pub(crate) fn push(&self, record: OwnedMessage) {
         self.state.waiting.fetch_add(1, Ordering::Relaxed);
+        self.state.bytes.fetch_add(bytes_of(&record), Ordering::Relaxed);
         // A lane that has ended is about to be taken away: what it is given then comes again.
         let _ = self.queue.send(record);
     }
 
-    /// How many records wait.
-    pub(crate) fn waiting(&self) -> usize {
-        self.state.waiting.load(Ordering::Relaxed)
+    /// Whether so much waits that the partition is to be paused.
+    pub(crate) fn has_much(&self) -> bool {
+        self.waits(MANY, MUCH)
+    }
+
+    /// Whether so little waits that it is to go on.
+    pub(crate) fn has_little(&self) -> bool {
+        !self.waits(FEW, LITTLE)
+    }
+
+    fn waits(&self, records: usize, bytes: usize) -> bool {
+        self.state.waiting.load(Ordering::Relaxed) >= records || self.state.bytes.load(Ordering::Relaxed) >= bytes
     }
 
     /// Where the partition goes on, if anything of it is dealt with.
@@ -133,13 +154,17 @@ impl Worker {
                 () = self.stop.cancelled() => return,
                 count = self.records.recv_many(&mut batch, self.works.batch) => if count == 0 { return },
             }
-            if !self.deal_with(&batch).await {
-                return;
-            }
-            self.state.waiting.fetch_sub(batch.len(), Ordering::Relaxed);
-            if let Some(last) = batch.last() {
-                self.state.next.store(last.offset() + 1, Ordering::Release);
-                self.works.progress.store(true, Ordering::Release);
+            let mut bytes = 0;
+            for load in batch.chunk_by(|one, _| goes_on(&mut bytes, bytes_of(one))) {
+                if self.stop.is_cancelled() || !self.deal_with(load).await {
+                    return;
+                }
+                self.state.waiting.fetch_sub(load.len(), Ordering::Relaxed);
+                self.state.bytes.fetch_sub(load.iter().map(bytes_of).sum(), Ordering::Relaxed);
+                if let Some(last) = load.last() {
+                    self.state.next.store(last.offset() + 1, Ordering::Release);
+                    self.works.progress.store(true, Ordering::Release);
+                }
             }
             batch.clear();
         }
@@ -180,5 +205,34 @@ impl Worker {
         }
         self.works.metrics.consumed(batch.len() as u64, dead);
         true
+    }
+}
+
+fn bytes_of(record: &OwnedMessage) -> usize {
+    record.payload().map_or(0, <[u8]>::len)
+}
+
+/// Whether what comes behind something of so many bytes goes along with it.
+fn goes_on(load: &mut usize, bytes: usize) -> bool {
+    *load += bytes;
+    let goes_on = *load < LOAD;
+    if !goes_on {
+        *load = 0;
+    }
+    goes_on
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_ends_with_the_record_that_makes_it_heavy() {
+        let loads = |bytes: &[usize]| {
+            let mut load = 0;
+            bytes.chunk_by(|one, _| goes_on(&mut load, *one)).map(<[usize]>::len).collect::<Vec<_>>()
+        };
+        assert_eq!(loads(&[1; 500]), [500]);
+        assert_eq!(loads(&[LOAD / 2, LOAD / 2, 1, 2 * LOAD, 3]), [2, 2, 1]);
     }
 }

@@ -8,6 +8,7 @@
 //! - *Room.* A topic that is away fills a [part](crate::room) of the client's queue, and is then unavailable: what callers
 //!   gave up stays in the client.
 //! - *Topics.* Before the first message to a topic the broker is asked whether there is one, for some seconds, because it may have come into being just now.
+//!   About one that did not exist within the last minute it is asked once: others are not to wait for seconds each time.
 
 use crate::{
     binding,
@@ -15,9 +16,9 @@ use crate::{
     metrics::Metrics,
     producer::{Delivered, Fate, NotSent, Producer, Record},
     settings::Settings,
-    topics::{self, Asked},
+    topics,
 };
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{StreamExt, future::try_join, stream::FuturesUnordered};
 use rdkafka::{
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::OwnedHeaders,
@@ -27,17 +28,24 @@ use saga_core::{
     transport::{Outgoing, PublishError},
 };
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
+
+/// For how long it is remembered that a topic does not exist, and of how many topics.
+const REMEMBERED: Duration = Duration::from_secs(60);
+const MOST_REMEMBERED: usize = 1_000;
 
 pub(crate) struct Publisher {
     settings: Arc<Settings>,
     metrics: Arc<Metrics>,
     client: Mutex<Arc<Producer>>,
     known: Mutex<HashSet<String>>,
+    /// Topics that did not exist when the broker was asked for some seconds, and when that was.
+    absent: Mutex<HashMap<String, Instant>>,
     largest: usize,
     guard: Option<Guard>,
 }
@@ -52,7 +60,8 @@ impl Publisher {
     pub(crate) fn new(settings: Arc<Settings>, metrics: Arc<Metrics>, guard: Option<Guard>) -> KafkaResult<Self> {
         let client = Mutex::new(Arc::new(Producer::new(&settings, &metrics)?));
         let largest = settings.max_message_bytes();
-        Ok(Self { settings, metrics, client, known: Mutex::default(), largest, guard })
+        let (known, absent) = (Mutex::default(), Mutex::default());
+        Ok(Self { settings, metrics, client, known, absent, largest, guard })
     }
 
     pub(crate) fn max_message_bytes(&self) -> usize {
@@ -223,8 +232,20 @@ impl Publisher {
         if unknown.is_empty() {
             return Ok(HashSet::new());
         }
-        let Asked { absent, present } = topics::ask(&self.settings, unknown).await?;
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).extend(present.into_keys());
-        Ok(absent)
+        let (again, new): (Vec<String>, Vec<String>) = {
+            let mut absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
+            absent.retain(|_, since| since.elapsed() < REMEMBERED);
+            unknown.into_iter().partition(|topic| absent.contains_key(topic))
+        };
+        let (again, new) = try_join(topics::ask_again(&self.settings, again), topics::ask(&self.settings, new)).await?;
+        {
+            let mut absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
+            absent.retain(|topic, _| !again.present.contains_key(topic));
+            let room = MOST_REMEMBERED.saturating_sub(absent.len());
+            absent.extend(new.absent.iter().take(room).map(|topic| (topic.clone(), Instant::now())));
+        }
+        let present = again.present.into_keys().chain(new.present.into_keys());
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).extend(present);
+        Ok(again.absent.into_iter().chain(new.absent).collect())
     }
 }

@@ -6,6 +6,7 @@ use rdkafka::{
     admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication},
     client::DefaultClientContext,
     consumer::{BaseConsumer, Consumer},
+    metadata::MetadataPartition,
     types::RDKafkaErrorCode,
 };
 use std::{
@@ -37,19 +38,44 @@ pub(crate) struct Shape {
 
 /// Asks the broker about topics, for some seconds if it does not know one of them.
 pub(crate) async fn ask(settings: &Settings, topics: Vec<String>) -> Result<Asked, String> {
+    ask_up_to(QUESTIONS, settings, topics).await
+}
+
+/// Asks it once, about topics that it did not know a while ago.
+pub(crate) async fn ask_again(settings: &Settings, topics: Vec<String>) -> Result<Asked, String> {
+    ask_up_to(1, settings, topics).await
+}
+
+async fn ask_up_to(times: u32, settings: &Settings, topics: Vec<String>) -> Result<Asked, String> {
     let mut asked = Asked { present: HashMap::new(), absent: topics.into_iter().collect() };
-    for question in 0..QUESTIONS {
+    for question in 0..times {
+        if asked.absent.is_empty() {
+            break;
+        }
         if question > 0 {
             sleep(BETWEEN_QUESTIONS).await;
         }
         let shapes = shapes(settings, asked.absent.clone()).await?;
         asked.absent.retain(|topic| !shapes.contains_key(topic));
         asked.present.extend(shapes);
-        if asked.absent.is_empty() {
-            break;
-        }
     }
     Ok(asked)
+}
+
+/// Whether a topic can be published to at present: the broker answers, and each partition has a leader and most of its
+/// replicas.
+pub(crate) async fn is_writable(settings: &Settings, topic: String) -> bool {
+    let config = settings.probe();
+    let asking = tokio::task::spawn_blocking(move || {
+        let probe: BaseConsumer = config.create().ok()?;
+        let metadata = probe.fetch_metadata(Some(&topic), PATIENCE).ok()?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic && found.error().is_none())?;
+        let is_writable = |partition: &MetadataPartition| {
+            partition.leader() >= 0 && 2 * partition.isr().len() > partition.replicas().len()
+        };
+        Some(!found.partitions().is_empty() && found.partitions().iter().all(is_writable))
+    });
+    asking.await.ok().flatten().unwrap_or(false)
 }
 
 async fn shapes(settings: &Settings, topics: HashSet<String>) -> Result<HashMap<String, Shape>, String> {

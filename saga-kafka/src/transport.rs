@@ -149,6 +149,10 @@ impl Transport for KafkaTransport {
         Member::new(self.settings.clone(), group, topics, works, self.metrics.clone()).start()
     }
 
+    async fn takes_dead_letters(&self, topic: &str) -> bool {
+        topics::is_writable(&self.settings, topics::dead_letters(topic)).await
+    }
+
     fn system(&self) -> &'static str {
         "kafka"
     }

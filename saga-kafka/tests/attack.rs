@@ -10,7 +10,7 @@ use saga_core::{
     Encoded, SagaId, StepError,
     message::{CommandAttributes, CommandId, Message, Op},
     participant::{Command, CommandCx, MemoryInbox, Participant},
-    transport::{Consumer, Outgoing, Receiver, Subscription, Transport, Unavailable, Verdict},
+    transport::{Consumer, Outgoing, PublishError, Receiver, Subscription, Transport, Unavailable, Verdict},
 };
 use saga_kafka::{EmbeddedBroker, KafkaTransport, TopicSpec};
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use std::{
     io::{Read, Write},
     net::TcpStream,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{sync::mpsc, time::timeout};
 
@@ -140,6 +140,45 @@ async fn a_reply_address_that_is_too_long_sticks_nothing() {
 #[tokio::test]
 async fn a_reply_address_with_a_nul_in_it_sticks_nothing() {
     goes_on_after_a_command_that_is_to_be_answered_to("re\0plies").await;
+}
+
+/// It takes a minute: that is how long a participant waits for a reply topic.
+#[tokio::test]
+async fn a_reply_topic_without_a_leader_sticks_nothing_for_long() {
+    let topics = [
+        TopicSpec::new(TOPIC).partitions(1).read_by("sums"),
+        TopicSpec::new("replies").read_by("readers"),
+        TopicSpec::new("leaderless").partitions(1),
+    ];
+    let world = World::start(&topics);
+    world.broker.with(|cluster| cluster.partition_leader("leaderless", 0, None)).unwrap().unwrap();
+    // One by one, so that nothing but what the broker says of the dead letters shows that it works.
+    let participant = Participant::new("sums", MemoryInbox::default(), ()).on(add).batch(1);
+    let _participant = participant.start(Arc::new(world.kafka.clone())).await.unwrap();
+    let (mut replies, _replies) = world.read("replies").await;
+    let sent = [command("leaderless"), command("leaderless"), command("replies")];
+    let outgoing = sent.clone().map(|message| Outgoing { topic: TOPIC.into(), message });
+    assert_eq!(world.kafka.publish(&outgoing).await, vec![Ok(()); 3]);
+    let answered = timeout(3 * PATIENCE, replies.recv()).await.expect("it waits for a topic without a leader").unwrap();
+    assert_eq!(answered.key, sent[2].key);
+    assert_eq!(world.kafka.metrics().dead_letters, 2);
+}
+
+#[tokio::test]
+async fn a_topic_that_does_not_exist_is_asked_about_for_seconds_only_once() {
+    let world = World::start(&[TopicSpec::new(TOPIC)]);
+    let sent = Outgoing { topic: "later".into(), ..event("k", "x") };
+    let refused = async || {
+        let began = Instant::now();
+        let answers = world.kafka.publish(std::slice::from_ref(&sent)).await;
+        assert!(matches!(answers[..], [Err(PublishError::Refused(_))]), "{answers:?}");
+        began.elapsed()
+    };
+    refused().await;
+    let again = refused().await;
+    assert!(again < Duration::from_secs(2), "{again:?}");
+    world.broker.create_topics(&[TopicSpec::new("later")]).unwrap();
+    assert_eq!(world.kafka.publish(std::slice::from_ref(&sent)).await, vec![Ok(())]);
 }
 
 #[tokio::test]

@@ -11,7 +11,8 @@
 //! # Nobody is held up
 //!
 //! Each part of a migration is a transaction of its own. One that would have to wait for a lock gives up soon and tries
-//! again, so that nobody queues behind it. Indexes are built concurrently.
+//! again, so that nobody queues behind it. Indexes are built concurrently, and dropped so where there may be no moment
+//! without somebody who uses the table.
 //!
 //! # Several processes at once
 //!
@@ -63,13 +64,15 @@ const MIGRATIONS: &[Migration] = &[
     addition(include_str!("migrations/0011_cost.sql")),
     addition(include_str!("migrations/0012_outbox_topics.sql")),
     addition(include_str!("migrations/0013_letters.sql")),
+    addition(include_str!("migrations/0014_inbox_received.sql")),
 ];
 
 /// What ends a part of a migration. Each part but the last one can be done again: a process may die between them. The
 /// last one is noted together with what it does.
 const NEXT: &str = "-- next transaction\n";
-/// In a part that is an index alone.
-const CONCURRENTLY: &str = "CREATE INDEX CONCURRENTLY ";
+/// In a part that is an index alone, and in one that drops an index and does nothing else.
+const BUILDS: &str = "CREATE INDEX CONCURRENTLY ";
+const DROPS: &str = "DROP INDEX CONCURRENTLY ";
 /// How long a migration waits for a lock before it lets others pass. Shorter than the [store](Settings::of_the_store)
 /// waits for one: what queues up behind it is not refused.
 const LOCK_MS: u32 = 80;
@@ -100,7 +103,7 @@ pub(crate) fn in_schema(sql: &str, schema: &str) -> String {
 pub(crate) fn printed(schema: &str) -> String {
     let mut sql = in_schema(&format!("CREATE SCHEMA IF NOT EXISTS {{schema}};\n{BOOKS}"), schema);
     for (version, migration) in (1..).zip(MIGRATIONS) {
-        let done = migration.sql.replace(CONCURRENTLY, "CREATE INDEX ").replace(NEXT, "");
+        let done = migration.sql.replace(BUILDS, "CREATE INDEX ").replace(DROPS, "DROP INDEX ").replace(NEXT, "");
         sql += &format!("\n-- Migration {version}\n{}", in_schema(&done, schema));
         sql += &migration.noted(version, schema);
     }
@@ -217,15 +220,15 @@ async fn bring(connection: &mut PgConnection, schema: &str, keeps: Keeps) -> Res
         while let Some(part) = parts.next() {
             let noted = if parts.peek().is_none() { migration.noted(version, schema) } else { String::new() };
             let sql = in_schema(part, schema);
-            if let Some((_, index)) = part.split_once(CONCURRENTLY) {
+            if let Some((_, index)) = part.split_once(BUILDS).or_else(|| part.split_once(DROPS)) {
                 let index = Index { schema, version, ..Index::of(index) };
                 if keeps == Keeps::Sessions {
                     // A builder that waits for another one would hold the snapshot that the other one waits for.
                     index.await_turn(connection).await?;
-                    index.build(connection, &sql).await?;
+                    index.change(connection, &sql).await?;
                     index.end_turn(connection).await?;
                 } else {
-                    index.build(connection, &sql).await?;
+                    index.change(connection, &sql).await?;
                 }
                 in_a_transaction(connection, schema, version, &noted).await?;
             } else {
@@ -291,7 +294,7 @@ async fn once(
     tx.commit().await
 }
 
-/// An index that is built concurrently.
+/// An index that is built or dropped concurrently.
 struct Index<'m> {
     name: &'m str,
     table: &'m str,
@@ -300,7 +303,8 @@ struct Index<'m> {
 }
 
 impl<'m> Index<'m> {
-    /// By the rest of its statement, from the name on.
+    /// By the rest of the statement that builds it, from the name on. One that is dropped needs no name here: its statement
+    /// has it.
     fn of(statement: &'m str) -> Self {
         let mut words = statement.split_whitespace();
         let name = words.next().unwrap_or_default();
@@ -315,7 +319,7 @@ impl<'m> Index<'m> {
         SetupError::Migration { version: self.version, schema: self.schema.into(), reason: told(&source), source }
     }
 
-    /// One process at a time builds indexes. It does not wait in a lock: that would be one more snapshot.
+    /// One process at a time builds or drops indexes. It does not wait in a lock: that would be one more snapshot.
     async fn await_turn(&self, connection: &mut PgConnection) -> Result<(), SetupError> {
         let mine = "SELECT pg_try_advisory_lock(hashtextextended('saga_index {name}', 0)) AS mine";
         while !sqlx::raw_sql(self.sql(mine)).fetch_one(&mut *connection).await?.try_get("mine")? {
@@ -327,6 +331,24 @@ impl<'m> Index<'m> {
     async fn end_turn(&self, connection: &mut PgConnection) -> Result<(), SetupError> {
         let done = "SELECT pg_advisory_unlock(hashtextextended('saga_index {name}', 0))";
         sqlx::raw_sql(self.sql(done)).execute(connection).await?;
+        Ok(())
+    }
+
+    /// Builds it or drops it, whichever the statement does.
+    async fn change(&self, connection: &mut PgConnection, sql: &str) -> Result<(), SetupError> {
+        if sql.contains(DROPS) { self.remove(connection, sql).await } else { self.build(connection, sql).await }
+    }
+
+    /// Drops it beside what goes on, unless another process has done the migration meanwhile. Those who use the table are
+    /// waited for, and hold up nobody. What is left by a process that dies meanwhile is dropped by the next one.
+    async fn remove(&self, connection: &mut PgConnection, sql: &str) -> Result<(), SetupError> {
+        while !Standing::read(connection, self.schema).await?.has(self.version) {
+            match sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut *connection).await {
+                Ok(_) => break,
+                Err(error) if is_a_race(&error) && !is_cut_off(&error) => sleep(PAUSE / 10).await,
+                Err(error) => return Err(self.failed(error)),
+            }
+        }
         Ok(())
     }
 

@@ -161,8 +161,8 @@ fn cases(heads: Heads) -> Vec<Case> {
         ),
         case("start_one", format!("'{}', 'order', 1, 'new', '1', NULL, NULL, NULL, NULL", id(2_000_001)), 60),
         case("start_existing", format!("{}, {}", all("order"), each(|n| (n + 1).to_string())), batch(10)),
-        case("claim_due", format!("{due}, 'infinity'"), 60),
-        reads_the_dead("claim_due", format!("{due}, '-infinity'"), [50 * 60, 450_000], full_look),
+        case("claim_due", format!("{due}, 'infinity', 10"), 60),
+        reads_the_dead("claim_due", format!("{due}, '-infinity', 10"), [50 * 60, 450_000], full_look),
         case("claim_mailed", format!("{due}, {letters}"), 60),
         reads_the_dead("claim_mailed", format!("{due}, 0"), [50 * 80, 450_000], full_look),
         case("journals", format!("{own}, {}, 1000000", all("0")), batch(10)),
@@ -211,7 +211,12 @@ fn cases(heads: Heads) -> Vec<Case> {
             batch(20),
         ),
         case("inbox_end", "0, '1'".to_string(), 30),
-        reads_the_dead("inbox_prune", "86400, 500".to_string(), [1_000, 20_000], "what is old, once a minute"),
+        reads_the_dead(
+            "inbox_prune",
+            "86400, 500, '-infinity'".to_string(),
+            [60, 8_000],
+            "what was removed before, once in each call",
+        ),
         case("publish", event.to_string(), 60),
         case(
             "publish_all",
@@ -255,7 +260,7 @@ fn cases(heads: Heads) -> Vec<Case> {
         case("lock_shard", "0".to_string(), 10),
         case("parked", "100".to_string(), 600),
         case("unpark", format!("'{}'", id(7)), 90),
-        case("unpark_topic", "7, 'parked'".to_string(), 1_000),
+        case("unpark_topic", "7, 'parked', 0, 500".to_string(), 1_000),
         case("discard", format!("'{}'", id(7)), 30),
         reads_the_dead("lag", String::new(), [30_000, 300_000], "counts what waits, for who asks"),
     ]

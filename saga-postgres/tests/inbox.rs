@@ -10,13 +10,14 @@ use saga_core::{
     transport::Unavailable,
 };
 use saga_postgres::{PgInbox, testing, testing::Postgres};
-use sqlx::{AssertSqlSafe, PgPool};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, PgPool, postgres::PgPoolOptions};
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio::{
     sync::{Barrier, Notify},
@@ -381,10 +382,41 @@ async fn a_batch_has_no_more_patience_for_locks_than_its_connections() {
     }
 }
 
+/// A session that nobody listens to any more would wait on, one for each time that the command comes again.
+#[tokio::test]
+async fn a_job_alone_gives_up_a_row_that_somebody_holds_and_leaves_nobody_in_the_queue_for_it() {
+    let world = World::start().await;
+    let id = id();
+    one(&world.inbox, world.done(&id, "done")).await;
+    let mut somebody = world.pool.begin().await.unwrap();
+    let holder: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut *somebody).await.unwrap();
+    let hold = format!("SELECT FROM {}.saga_inbox FOR UPDATE", world.schema);
+    sqlx::raw_sql(AssertSqlSafe(hold)).execute(&mut *somebody).await.unwrap();
+    let again = tokio::spawn({
+        let (inbox, job) = (world.another_node().await, world.done(&id, "again"));
+        async move { one(&inbox, job).await }
+    });
+    let queue = format!(
+        "SELECT (extract(epoch FROM xact_start) * 1000000)::bigint FROM pg_stat_activity
+         WHERE {holder} = ANY (pg_blocking_pids(pid))"
+    );
+    let (mut tries, began) = (BTreeSet::new(), Instant::now());
+    while tries.len() < 2 {
+        let waiting: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(queue.clone())).fetch_all(&world.pool).await.unwrap();
+        assert!(waiting.len() <= 1, "who was given up waits on");
+        tries.extend(waiting);
+        assert!(!again.is_finished() && began.elapsed() < LONG, "it does not try again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    somebody.rollback().await.unwrap();
+    assert_eq!(again.await.unwrap(), success("done"));
+    assert_eq!((world.effects("done").await, world.effects("again").await), (1, 0));
+}
+
 #[tokio::test]
 async fn a_database_that_is_away_counts_against_nobody() {
     let world = World::start().await;
-    let nobody = sqlx::postgres::PgPoolOptions::new().acquire_timeout(Duration::from_millis(100));
+    let nobody = PgPoolOptions::new().acquire_timeout(Duration::from_millis(100));
     let inbox = PgInbox::new(nobody.connect_lazy("postgres://nobody@127.0.0.1:1/nothing").unwrap());
     let Err(Unavailable(_)) = inbox.handle(&[world.done(&id(), "a")]).await else { panic!("there is no database") };
 }
@@ -464,6 +496,87 @@ async fn what_is_old_is_forgotten_and_what_is_young_is_not() {
     let inbox = world.inbox.clone().keep_for(7 * DAY);
     assert_eq!(inbox.prune().await.unwrap(), 120);
     assert_eq!(world.rows().await, 1);
+}
+
+/// An inbox with one connection, as a user's, and what the statistics of the server say of its table.
+struct Counted {
+    inbox: PgInbox,
+    pool: PgPool,
+    schema: String,
+}
+
+impl Counted {
+    async fn on(world: &World) -> Self {
+        let pool = PgPoolOptions::new().max_connections(1).connect(&world.url).await.unwrap();
+        let inbox = PgInbox::in_schema(pool.clone(), &world.schema).unwrap();
+        Self { inbox, pool, schema: world.schema.clone() }
+    }
+
+    async fn number(&self, sql: &str) -> i64 {
+        // What this connection has counted so far.
+        sqlx::raw_sql("SELECT pg_stat_force_next_flush()").execute(&self.pool).await.unwrap();
+        let sql = sql.replace("{schema}", &self.schema);
+        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&self.pool).await.unwrap()
+    }
+
+    /// How many rows were read so far.
+    async fn rows(&self) -> i64 {
+        let rows = "SELECT (coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0))::bigint FROM pg_stat_user_tables WHERE relid = '{schema}.saga_inbox'::regclass";
+        self.number(rows).await
+    }
+
+    /// How many entries of the index of times were read so far.
+    async fn entries(&self) -> i64 {
+        let entries = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelid = '{schema}.saga_inbox_received_at'::regclass";
+        self.number(entries).await
+    }
+}
+
+/// Old rows lie among young ones, as they do where space was used again.
+#[tokio::test]
+async fn what_is_old_is_forgotten_without_a_look_at_what_is_young() {
+    let world = World::start().await;
+    world
+        .sql(
+            "INSERT INTO {schema}.saga_inbox (saga_id, step, generation, outcome, received_at)
+             SELECT gen_random_uuid(), 'step', 0, 0,
+                    now() - n * interval '1 second' - CASE WHEN n % 20 = 0 THEN interval '60 days' ELSE interval '0' END
+             FROM generate_series(1, 50000) n",
+        )
+        .await;
+    world.sql("VACUUM ANALYZE {schema}.saga_inbox").await;
+    let counted = Counted::on(&world).await;
+    let before = counted.rows().await;
+    assert_eq!(counted.inbox.prune().await.unwrap(), 2_500);
+    let read = counted.rows().await - before;
+    assert!(read <= 3 * 2_500, "{read} rows were read to remove 2500");
+    world.sql("VACUUM {schema}.saga_inbox").await;
+    let before = counted.rows().await;
+    assert_eq!(counted.inbox.prune().await.unwrap(), 0);
+    let read = counted.rows().await - before;
+    assert!(read < 100, "{read} rows were read to remove none");
+}
+
+/// Behind somebody's long transaction no entry of an index goes away.
+#[tokio::test]
+async fn what_was_just_forgotten_is_not_passed_again() {
+    let world = World::start().await;
+    world
+        .sql(
+            "INSERT INTO {schema}.saga_inbox (saga_id, step, generation, outcome, received_at)
+             SELECT gen_random_uuid(), 'step', 0, 0, now() - interval '60 days' - n * interval '1 second'
+             FROM generate_series(1, 10000) n",
+        )
+        .await;
+    let mut long = PgConnection::connect(&world.url).await.unwrap();
+    let mut long = long.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ").await.unwrap();
+    sqlx::raw_sql("SELECT count(*) FROM pg_class").execute(&mut *long).await.unwrap();
+    let counted = Counted::on(&world).await;
+    let before = counted.entries().await;
+    assert_eq!(counted.inbox.prune().await.unwrap(), 10_000);
+    let read = counted.entries().await - before;
+    assert!(read < 20_000, "{read} entries were read to remove 10000 rows");
+    long.rollback().await.unwrap();
 }
 
 const DAY: Duration = Duration::from_secs(24 * 3600);

@@ -18,8 +18,21 @@ use sqlx::{
     AssertSqlSafe, Connection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
-use std::{future::poll_fn, pin::pin, time::Duration};
-use tokio::time::timeout;
+use std::{
+    future::poll_fn,
+    io,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
 
 /// A node whose connections have a setting of their own.
 async fn node_with(world: &World, setting: (&str, &str)) -> PgInbox {
@@ -252,6 +265,126 @@ async fn a_commit_whose_answer_is_lost_is_found_in_the_inbox() {
     let made = proxy.made();
     assert_eq!(made.len(), 60);
     assert!(made.iter().filter(|(_, when)| *when == When::Answered).count() >= 10, "{made:?}");
+}
+
+/// A way to Postgres that is too narrow for long answers.
+struct Narrow {
+    port: u16,
+    /// How many answers were too long.
+    too_long: Arc<AtomicUsize>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum TooLong {
+    IsSilent,
+    IsCut,
+}
+
+impl Narrow {
+    /// For answers of so many bytes. Ends with the test's runtime.
+    async fn to(server: u16, most: usize, then: TooLong) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let (port, too_long) = (listener.local_addr().unwrap().port(), Arc::new(AtomicUsize::new(0)));
+        let counted = too_long.clone();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                tokio::spawn(pass_on(client, server, most, then, counted.clone()));
+            }
+        });
+        Self { port, too_long }
+    }
+
+    fn too_long(&self) -> usize {
+        self.too_long.load(Ordering::SeqCst)
+    }
+
+    /// A node that comes along this way.
+    async fn node(&self, world: &World) -> PgInbox {
+        let options: PgConnectOptions = world.url.parse().unwrap();
+        let pool = PgPool::connect_with(options.host("127.0.0.1").port(self.port)).await.unwrap();
+        PgInbox::in_schema(pool, &world.schema).unwrap()
+    }
+}
+
+async fn pass_on(
+    mut client: TcpStream,
+    server: u16,
+    most: usize,
+    then: TooLong,
+    counted: Arc<AtomicUsize>,
+) -> io::Result<()> {
+    let mut server = TcpStream::connect(("127.0.0.1", server)).await?;
+    let (mut asked, mut answered) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
+    let mut bytes = 0;
+    loop {
+        tokio::select! {
+            read = client.read(&mut asked) => {
+                let read = read?;
+                if read == 0 {
+                    return Ok(());
+                }
+                bytes = 0;
+                server.write_all(&asked[..read]).await?;
+            }
+            read = server.read(&mut answered) => {
+                let read = read?;
+                if read == 0 {
+                    return Ok(());
+                }
+                bytes += read;
+                if bytes > most {
+                    counted.fetch_add(1, Ordering::SeqCst);
+                    if let TooLong::IsSilent = then {
+                        // Until the client gives it up.
+                        while client.read(&mut asked).await? > 0 {}
+                    }
+                    return Ok(());
+                }
+                client.write_all(&answered[..read]).await?;
+            }
+        }
+    }
+}
+
+/// As many commands as share a transaction, each with a long reply.
+fn with_long_replies(world: &World, ids: &[CommandId]) -> Vec<Job<Tx>> {
+    let reply = Encoded::of(&"x".repeat(100_000)).unwrap();
+    let job = |id: &CommandId| {
+        let reply = reply.clone();
+        world.job(id, Op::Do, "done", move |_, _| {
+            let reply = reply.clone();
+            Box::pin(async move { Ok(reply) })
+        })
+    };
+    ids.iter().map(job).collect()
+}
+
+#[tokio::test]
+async fn what_was_kept_of_a_batch_and_does_not_come_through_is_read_one_by_one() {
+    let world = World::start().await;
+    let ids: Vec<CommandId> = (0..50).map(|_| id()).collect();
+    let kept = world.inbox.handle(&with_long_replies(&world, &ids)).await.unwrap();
+    assert!(kept.iter().all(|answer| matches!(answer, Answer::Success(_))));
+    let port = world.url.parse::<PgConnectOptions>().unwrap().get_port();
+    for then in [TooLong::IsSilent, TooLong::IsCut] {
+        let way = Narrow::to(port, 1 << 20, then).await;
+        let answers = way.node(&world).await.handle(&with_long_replies(&world, &ids)).await.unwrap();
+        assert!(answers == kept, "{then:?}");
+        assert_eq!(way.too_long(), 1, "{then:?}");
+    }
+    assert_eq!((world.effects("done").await, world.rows().await), (50, 50));
+}
+
+#[tokio::test]
+async fn where_nothing_comes_through_a_batch_is_tried_twice_and_counts_against_nobody() {
+    let world = World::start().await;
+    let ids: Vec<CommandId> = (0..50).map(|_| id()).collect();
+    world.inbox.handle(&with_long_replies(&world, &ids)).await.unwrap();
+    let port = world.url.parse::<PgConnectOptions>().unwrap().get_port();
+    let way = Narrow::to(port, 50_000, TooLong::IsCut).await;
+    let answered = way.node(&world).await.handle(&with_long_replies(&world, &ids)).await;
+    assert!(matches!(answered, Err(Unavailable(_))), "it was answered");
+    assert_eq!(way.too_long(), 2);
 }
 
 #[tokio::test]

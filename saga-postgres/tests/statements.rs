@@ -32,7 +32,8 @@ async fn plan(name: &str, arguments: &str) -> String {
     rows.iter().map(|row| row.get::<String, _>(0) + "\n").collect()
 }
 
-/// Twenty thousand sagas: most have ended, some are due, some later, some are owned, some have mail.
+/// Twenty thousand sagas: most have ended, some are due, some later, some are owned, some have mail. And as many commands,
+/// one a day.
 async fn fill(store: &PgStore, schema: &str) {
     let owner = WorkerId::generate();
     let sql = format!(
@@ -45,7 +46,9 @@ async fn fill(store: &PgStore, schema: &str) {
          SELECT id, seq, '{owner}', '[]' FROM {schema}.saga, generate_series(1, 3) seq;
          INSERT INTO {schema}.saga_mailbox (saga_id, message, body, read_at, name, version)
          SELECT id, 'm', '{{}}', CASE WHEN key LIKE '%99' THEN NULL ELSE now() END, name, version FROM {schema}.saga;
-         ANALYZE {schema}.saga, {schema}.saga_journal, {schema}.saga_mailbox;"
+         INSERT INTO {schema}.saga_inbox (saga_id, step, generation, outcome, received_at)
+         SELECT id, 'step', 0, 0, now() - key::integer * interval '1 day' FROM {schema}.saga;
+         ANALYZE {schema}.saga, {schema}.saga_journal, {schema}.saga_mailbox, {schema}.saga_inbox;"
     );
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(store.pool()).await.unwrap();
 }
@@ -54,7 +57,7 @@ const WORKER: &str = "'00000000-0000-4000-8000-000000000001'";
 
 #[tokio::test]
 async fn a_claim_walks_the_index_of_due_work_in_its_order_and_stops_at_its_limit() {
-    let plan = plan("claim_due", &format!("({WORKER}, '{{order}}', '{{1}}', 50, 1000000, 9, 'infinity')")).await;
+    let plan = plan("claim_due", &format!("({WORKER}, '{{order}}', '{{1}}', 50, 1000000, 9, 'infinity', 10)")).await;
     assert!(plan.contains("Index Scan using saga_due"), "{plan}");
     assert!(!plan.contains("Seq Scan"), "{plan}");
     // The rows come out of the index in order: there is no sort below the lock, and no more rows are locked than are claimed.
@@ -100,7 +103,7 @@ async fn a_look_for_due_sagas_does_not_read_what_was_claimed_before() {
          ANALYZE {schema}.saga"
     );
     sqlx::raw_sql(AssertSqlSafe(past)).execute(store.pool()).await.unwrap();
-    let look = |from: &str| format!("({WORKER}, '{{order}}', '{{1}}', 50, 1000000, 9, '{from}')");
+    let look = |from: &str| format!("({WORKER}, '{{order}}', '{{1}}', 50, 1000000, 9, '{from}', 10)");
     let (full, short) =
         (pages(&store, "claim_due", &look("-infinity")).await, pages(&store, "claim_due", &look("infinity")).await);
     assert!(short < 50 && full > 20 * short, "{short} of {full} pages");
@@ -145,6 +148,14 @@ async fn letters_to_a_saga_that_has_ended_are_dropped_behind_any_number_of_other
     let left = format!("SELECT count(*) FROM {schema}.saga_mailbox");
     let left: i64 = sqlx::query_scalar(AssertSqlSafe(left)).fetch_one(store.pool()).await.unwrap();
     assert_eq!(left, 12_000);
+}
+
+#[tokio::test]
+async fn what_an_inbox_forgets_is_walked_by_its_time_and_no_further_than_the_limit() {
+    let plan = plan("inbox_prune", "(86400, 50, '-infinity')").await;
+    assert!(plan.contains("Index Scan using saga_inbox_received_at") && plan.contains("Tid Scan"), "{plan}");
+    assert!(!plan.contains("Seq Scan") && !plan.contains("Sort"), "{plan}");
+    assert!(plan.contains("LockRows (actual rows=50"), "{plan}");
 }
 
 #[tokio::test]

@@ -122,11 +122,11 @@ impl Old {
     /// All indexes are there, and can be used.
     async fn has_its_indexes(&self) {
         let count = "SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-            WHERE c.relnamespace = '{schema}'::regnamespace AND c.relname IN ('saga_lost_with', 'saga_due_since', 'saga_unfinished', 'saga_mailbox_for')";
-        assert_eq!(self.number(&format!("{count} AND i.indisvalid AND i.indisready")).await, 4);
-        assert_eq!(self.number(count).await, 4);
-        // What was built before its release, and what is left of broken builds.
-        let others = "SELECT count(*) FROM pg_class WHERE relnamespace = '{schema}'::regnamespace AND (relname = 'saga_due_from' OR relname LIKE '%_broken_%')";
+            WHERE c.relnamespace = '{schema}'::regnamespace AND c.relname IN ('saga_lost_with', 'saga_due_since', 'saga_unfinished', 'saga_mailbox_for', 'saga_inbox_received_at')";
+        assert_eq!(self.number(&format!("{count} AND i.indisvalid AND i.indisready")).await, 5);
+        assert_eq!(self.number(count).await, 5);
+        // What was built before its release, what has a successor, and what is left of broken builds.
+        let others = "SELECT count(*) FROM pg_class WHERE relnamespace = '{schema}'::regnamespace AND (relname IN ('saga_due_from', 'saga_inbox_received') OR relname LIKE '%_broken_%')";
         assert_eq!(self.number(others).await, 0);
         assert_eq!(self.number("SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE c.relnamespace = '{schema}'::regnamespace AND NOT i.indisvalid").await, 0);
     }
@@ -448,6 +448,34 @@ async fn a_migration_waits_for_an_open_transaction_and_holds_up_nobody() {
     assert!(!migrating.is_finished());
     tx.commit().await.unwrap();
     migrating.await.unwrap().unwrap();
+    old.has_its_indexes().await;
+}
+
+/// Their transactions overlap: there is no moment in which nobody uses the table.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_comes_to_its_end_while_handlers_are_at_work_all_the_time() {
+    let old = Old::release().await;
+    let store = old.store().await;
+    let over = AtomicBool::new(false);
+    let begin = format!(
+        "BEGIN; INSERT INTO {}.saga_inbox (saga_id, step, generation, outcome) VALUES (gen_random_uuid(), 'step', 0, 0)",
+        old.schema
+    );
+    let mut one = PgConnection::connect(&old.url).await.unwrap();
+    let mut other = PgConnection::connect(&old.url).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(begin.clone())).execute(&mut one).await.unwrap();
+    let handlers = async {
+        while !over.load(Ordering::SeqCst) {
+            sqlx::raw_sql(AssertSqlSafe(begin.clone())).execute(&mut other).await.unwrap();
+            sqlx::raw_sql("COMMIT").execute(&mut one).await.unwrap();
+            std::mem::swap(&mut one, &mut other);
+        }
+    };
+    let migration = async {
+        timeout(PATIENCE, store.migrate()).await.expect("it never ends").unwrap();
+        over.store(true, Ordering::SeqCst);
+    };
+    tokio::join!(handlers, migration);
     old.has_its_indexes().await;
 }
 

@@ -34,7 +34,7 @@ impl Limits {
         work: impl Future<Output = T> + Send + 'static,
         told: impl FnOnce(&T) -> (&'static str, Option<String>),
     ) -> Attempt<T> {
-        let _permit = self.shared.attempts.acquire().await;
+        let _permit = self.shared.attempts.room((self.of.clone(), self.name.clone())).await;
         if !self.lease.holds() || self.shared.draining.is_cancelled() {
             return Attempt::NotBegun;
         }

@@ -42,11 +42,27 @@ const PART: usize = 16;
 const CONTENDED: u32 = 10;
 
 pub(crate) struct Committer {
-    starts: mpsc::Sender<Waiting<Start, Started>>,
-    appends: Vec<mpsc::UnboundedSender<WaitingAppend>>,
+    starts: ByWeight<mpsc::Sender<Waiting<Start, Started>>>,
+    appends: ByWeight<Vec<mpsc::UnboundedSender<WaitingAppend>>>,
     /// What is heavy passes it, appends one and starts the other.
     gate: Gate,
     starts_gate: Gate,
+}
+
+/// What is light and what is heavy goes in statements of its own: the one would wait for the other.
+struct ByWeight<T> {
+    light: T,
+    heavy: T,
+}
+
+impl<T> ByWeight<T> {
+    fn of(make: impl Fn() -> T) -> Self {
+        Self { light: make(), heavy: make() }
+    }
+
+    const fn with(&self, bytes: usize) -> &T {
+        if bytes < HEAVY { &self.light } else { &self.heavy }
+    }
 }
 
 /// Runs tasks for as long as the engine.
@@ -80,24 +96,35 @@ impl Committer {
         stop: &CancellationToken,
     ) -> Self {
         let spawn = Spawn { tasks: tasks.clone(), stop: stop.clone() };
+        let aside = Aside::new(store.clone());
         // Bounded: whoever starts sagas faster than they can be written waits here. Appends are bounded by the
         // number of sagas in memory, each of which has at most one under way.
-        let (starts, waiting) = mpsc::channel(2 * config.batch);
-        spawn.task(commit_starts(store.clone(), waiting, config.batch, spawn.clone()));
-        let appends = (0..config.committers).map(|_| {
+        let starts = || {
+            let (starts, waiting) = mpsc::channel(2 * config.batch);
+            spawn.task(commit_starts(aside.clone(), waiting, config.batch, spawn.clone()));
+            starts
+        };
+        let append = |_| {
             let (appends, waiting) = mpsc::unbounded_channel();
             spawn.task(commit_appends(store.clone(), waiting, config.batch));
             appends
-        });
-        Self { starts, appends: appends.collect(), gate: Gate::new(), starts_gate: Gate::new() }
+        };
+        Self {
+            starts: ByWeight::of(starts),
+            appends: ByWeight::of(|| (0..config.committers).map(append).collect()),
+            gate: Gate::new(),
+            starts_gate: Gate::new(),
+        }
     }
 
     /// Resolves once the saga stands or is refused. Dropped meanwhile, it may still come to stand.
     pub(crate) async fn start(&self, entry: Start) -> Result<Started, StoreError> {
         let (answer, answered) = oneshot::channel();
         let stopped = || StoreError::Unavailable("the engine has stopped".into());
-        let turn = self.starts_gate.pass(entry.input.as_str().len()).await;
-        self.starts.send(Waiting { entry, answer, busy: None, turn }).await.map_err(|_| stopped())?;
+        let bytes = Starts::weight(&entry);
+        let turn = self.starts_gate.pass(bytes).await;
+        let starts = self.starts.with(bytes);
+        starts.send(Waiting { entry, answer, busy: None, turn }).await.map_err(|_| stopped())?;
         answered.await.map_err(|_| stopped())?
     }
 
@@ -115,9 +142,10 @@ impl Committer {
     ) -> oneshot::Receiver<Result<Appended, StoreError>> {
         let (answer, answered) = oneshot::channel();
         // The low bits of a UUIDv7 are random.
-        let shard = entry.saga.as_uuid().as_u128() as usize % self.appends.len();
+        let appends = self.appends.with(Appends::weight(&entry));
+        let shard = entry.saga.as_uuid().as_u128() as usize % appends.len();
         // A closed channel means that the engine stops; the caller sees that by its receiver.
-        let _ = self.appends[shard].send(Waiting { entry: (lease.clone(), entry), answer, busy: None, turn });
+        let _ = appends[shard].send(Waiting { entry: (lease.clone(), entry), answer, busy: None, turn });
         answered
     }
 }
@@ -164,19 +192,14 @@ impl Write for Appends<'_> {
     }
 }
 
-async fn commit_starts(
-    store: Arc<dyn Store>,
-    mut waiting: mpsc::Receiver<Waiting<Start, Started>>,
-    limit: usize,
-    spawn: Spawn,
-) {
-    let (aside, mut batch) = (Aside::new(store.clone()), vec![]);
+async fn commit_starts(aside: Aside, mut waiting: mpsc::Receiver<Waiting<Start, Started>>, limit: usize, spawn: Spawn) {
+    let mut batch = vec![];
     while waiting.recv_many(&mut batch, limit).await > 0 {
         let (held, free): (Vec<_>, Vec<_>) = batch.drain(..).partition(|waiting| aside.is_held(&waiting.entry));
         if !held.is_empty() {
             spawn.task(aside.clone().one_by_one(held));
         }
-        let contended = start_together(&*store, free).await;
+        let contended = start_together(&*aside.store, free).await;
         if !contended.is_empty() {
             spawn.task(aside.clone().part_by_part(contended));
         }

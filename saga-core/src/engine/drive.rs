@@ -137,6 +137,9 @@ pub(crate) const QUARANTINED: Duration = Duration::from_secs(10);
 /// When a suspect that finds the quarantine taken is looked at again.
 const NEXT_SUSPECT: Duration = Duration::from_secs(1);
 
+/// About so many bytes are an entry of a journal at most: it is written in one go, however slow the network.
+const ENTRY: usize = 4 << 20;
+
 type Write = Result<Appended, StoreError>;
 
 impl Drive {
@@ -254,6 +257,7 @@ impl Drive {
             let timer = if writing.is_none() { self.timer() } else { None };
             // What comes now is left for whoever claims the saga.
             let is_released = writing.as_ref().is_some_and(|(append, _)| append.then != Then::Keep);
+            let has_room = !self.is_full();
             let harmless = self.quarantine.as_ref().map(|quarantine| quarantine.until);
             tokio::select! {
                 biased;
@@ -271,8 +275,10 @@ impl Drive {
                         Some(Ok(_)) | None => return,
                     }
                 }
-                Some((step, ended)) = self.attempts.next(), if !self.attempts.is_empty() => self.attempt_ended(step, ended),
-                Some(delivered) = self.mailbox.recv(), if !is_released => self.receive(delivered),
+                Some((step, ended)) = self.attempts.next(), if has_room && !self.attempts.is_empty() => {
+                    self.attempt_ended(step, ended);
+                }
+                Some(delivered) = self.mailbox.recv(), if has_room && !is_released => self.receive(delivered),
                 () = wait_until(timer), if timer.is_some() => {}
                 () = wait_until(harmless), if harmless.is_some() => self.quarantine = None,
                 () = &mut draining => {}
@@ -284,6 +290,11 @@ impl Drive {
     fn now(&self) -> Millis {
         let (age, since) = self.age;
         age + Millis::try_from(since.elapsed().as_millis()).unwrap_or(Millis::MAX / 2)
+    }
+
+    /// What is decided is as much as goes into one entry: what else has ended waits for the next.
+    fn is_full(&self) -> bool {
+        bytes_of(&self.pending) >= ENTRY
     }
 
     fn take(&mut self, input: Input) {
@@ -407,13 +418,17 @@ impl Drive {
         }
     }
 
-    /// Makes the commands of what was just enabled, so that the append which enables them keeps them too.
+    /// Makes the commands of what was just enabled, so that the append which enables them keeps them too; or the next one,
+    /// if they are much. None of these steps begins before its command is kept.
     fn make_commands(&mut self) {
         if self.shared.draining.is_cancelled() {
             return;
         }
         let agenda = self.state.agenda(self.process.graph());
         for step in agenda.run.into_iter().chain(agenda.compensate) {
+            if self.is_full() {
+                return;
+            }
             let op = self.op_of(step);
             let is_made = self.state.tries(step).is_some_and(|tries| tries.command.is_some());
             if is_made || self.under_way.contains(&step) {

@@ -27,13 +27,18 @@ use std::{
     },
     time::Duration,
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
 
 /// How many replies are put into mailboxes at a time.
 const REPLIES_AT_A_TIME: usize = 500;
 /// So many bytes of them go into one statement, about.
 const PORTION: usize = 1 << 20;
 const LEAST_PORTION: usize = 16 << 10;
+/// So many statements of that kind at a time, however many partitions there are: connections are needed for more.
+const POSTS: usize = 4;
 /// How long sagas in memory may take to hear replies, before these go into mailboxes, and others for a while.
 const A_MOMENT: Duration = Duration::from_millis(500);
 const A_WHILE: Duration = Duration::from_secs(5);
@@ -82,6 +87,7 @@ struct Replies {
     slow_until: Mutex<Option<Instant>>,
     /// How many bytes go into one statement, about: fewer where there was no answer.
     portion: AtomicUsize,
+    posts: Semaphore,
 }
 
 #[async_trait]
@@ -124,7 +130,8 @@ impl Receiver for Replies {
 
 impl Replies {
     fn new(shared: Arc<Shared>, tracing: Tracing, topic: String) -> Self {
-        Self { shared, tracing, topic, slow_until: Mutex::default(), portion: AtomicUsize::new(PORTION) }
+        let (portion, posts) = (AtomicUsize::new(PORTION), Semaphore::new(POSTS));
+        Self { shared, tracing, topic, slow_until: Mutex::default(), portion, posts }
     }
 
     fn slow_until(&self) -> MutexGuard<'_, Option<Instant>> {
@@ -184,7 +191,11 @@ impl Replies {
         let mut parts: Vec<&[Mail]> = portions(mail, portion).collect();
         parts.reverse();
         while let Some(part) = parts.pop() {
-            match self.shared.store.post(part).await {
+            // The semaphore is never closed.
+            let post = self.posts.acquire().await;
+            let posted = self.shared.store.post(part).await;
+            drop(post);
+            match posted {
                 Ok(posted) => answers.extend(posted.into_iter().map(Ok)),
                 Err(StoreError::Rejected(reason)) if part.len() == 1 => answers.push(Err(reason)),
                 Err(StoreError::Rejected(_)) => {

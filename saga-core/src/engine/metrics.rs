@@ -2,7 +2,7 @@
 //!
 //! The guide's page on traces and metrics says what each is. Those of all processes are looked up every 15 seconds.
 
-use super::Shared;
+use super::{Shared, worker::SELDOM};
 use crate::{
     machine::Status,
     message::Op,
@@ -18,9 +18,11 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 const BETWEEN_LOOKS: Duration = Duration::from_secs(15);
+/// And if they take long.
+const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 
 /// Seconds: from what a step takes in memory to what a saga takes that waits for a person.
 const BOUNDARIES: [f64; 17] =
@@ -94,7 +96,7 @@ pub(crate) async fn take_census(shared: Arc<Shared>) {
     let names: Vec<String> = names.into_iter().collect();
     let mut unclaimable = HashSet::new();
     loop {
-        let active = shared.in_memory().len();
+        let (began, active) = (Instant::now(), shared.in_memory().len());
         shared.metrics.active.record(active.try_into().unwrap_or(u64::MAX), &[]);
         match shared.store.census(&names).await {
             Ok(census) => {
@@ -111,7 +113,8 @@ pub(crate) async fn take_census(shared: Arc<Shared>) {
             Err(error) => tracing::warn!(%error, "cannot look for sagas that nobody can run"),
         }
         // Workers that started together spread out.
-        sleep(BETWEEN_LOOKS.mul_f64(0.75 + 0.5 * fastrand::f64())).await;
+        let pause = (SELDOM * began.elapsed()).clamp(BETWEEN_LOOKS, LONGEST_PAUSE);
+        sleep(pause.mul_f64(0.75 + 0.5 * fastrand::f64())).await;
     }
 }
 

@@ -15,6 +15,7 @@ mod outcome;
 mod outcomes;
 mod rarely;
 mod sagas;
+mod shares;
 mod snapshot;
 mod unread;
 mod weight;
@@ -42,18 +43,19 @@ use messages::Messages;
 use metrics::Metrics;
 use outcome::Ended;
 use outcomes::Outcomes;
+use shares::Attempts;
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    sync::{Notify, Semaphore, mpsc, oneshot, watch},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use unread::Unread;
-use weight::{Scales, Weight};
+use weight::{Memory, Weight};
 
 /// For what was told to stop at once.
 const A_MOMENT: Duration = Duration::from_secs(1);
@@ -230,17 +232,17 @@ impl EngineBuilder {
             }
         }
         let (tasks, killed) = (TaskTracker::new(), CancellationToken::new());
+        let definitions: Vec<DefinitionId> = self.processes.keys().cloned().collect();
         let mut shared = Shared {
             committer: Committer::spawn(&self.store, &self.config, &tasks, &killed),
             store: self.store,
-            definitions: self.processes.keys().cloned().collect(),
+            memory: Arc::new(Memory::new(self.config.sagas, self.config.memory, &definitions)),
+            definitions,
             processes: self.processes,
             lease: Mutex::new(Lease::new(crate::WorkerId::generate(), Instant::now())),
             leases: Leases::new(),
             in_memory: Mutex::default(),
-            slots: Arc::new(Semaphore::new(self.config.sagas)),
-            scales: Arc::new(Scales::new(self.config.memory)),
-            attempts: Semaphore::new(self.config.attempts),
+            attempts: Arc::new(Attempts::new(self.config.attempts)),
             unread: Unread::default(),
             quarantine: Arc::new(Semaphore::new(drive::QUARANTINE as usize)),
             outcomes: Outcomes::default(),
@@ -293,10 +295,9 @@ pub(crate) struct Shared {
     /// The mailboxes of the sagas that are in memory, or about to be.
     in_memory: Mutex<HashMap<SagaId, Delivery>>,
     /// Room for sagas in memory.
-    slots: Arc<Semaphore>,
-    scales: Arc<Scales>,
+    memory: Arc<Memory>,
     /// Room for attempts.
-    attempts: Semaphore,
+    attempts: Arc<Attempts>,
     /// Room for one saga that may be what kills its workers.
     quarantine: Arc<Semaphore>,
     /// What this release cannot read.
@@ -410,10 +411,10 @@ impl Shared {
     ) -> Result<(store::Started, Option<watch::Receiver<Option<Ended>>>), StoreError> {
         let definition = DefinitionId { name: start.name.clone(), version: start.version };
         let lease = self.lease();
-        let ready = !self.draining.is_cancelled() && lease.holds() && self.scales.left() > 0;
-        let room =
-            self.processes.get(&definition).filter(|_| ready).cloned().zip(self.slots.clone().try_acquire_owned().ok());
-        let Some((process, slot)) = room else {
+        let ready = !self.draining.is_cancelled() && lease.holds();
+        let process = self.processes.get(&definition).filter(|_| ready).cloned();
+        let room = process.and_then(|process| Some((process, self.memory.place(&definition)?)));
+        let Some((process, weight)) = room else {
             let answer = self.committer.start(start).await?;
             if answer == store::Started::New {
                 self.store.hint(Hint::Work);
@@ -421,7 +422,7 @@ impl Shared {
             return Ok((answer, None));
         };
         start.owner = Some(lease.worker());
-        let (place, mailbox) = Place::take(&self, start.saga, slot);
+        let (place, mailbox) = Place::take(&self, start.saga, weight);
         let answer = self.committer.start(start.clone()).await?;
         if answer != store::Started::New {
             return Ok((answer, None));
@@ -456,18 +457,14 @@ pub(crate) struct Place {
     saga: SagaId,
     mailbox: mpsc::UnboundedSender<Delivered>,
     weight: Weight,
-    _slot: OwnedSemaphorePermit,
 }
 
 impl Place {
-    fn take(shared: &Arc<Shared>, saga: SagaId, slot: OwnedSemaphorePermit) -> (Self, Mailbox) {
+    fn take(shared: &Arc<Shared>, saga: SagaId, weight: Weight) -> (Self, Mailbox) {
         let (sender, delivered) = mpsc::unbounded_channel();
-        let (mailbox, weight) = (sender.clone(), Weight::none(shared.scales.clone()));
+        let mailbox = sender.clone();
         shared.in_memory().insert(saga, Delivery { to: sender, under_way: HashSet::new() });
-        (
-            Self { shared: shared.clone(), saga, mailbox, weight, _slot: slot },
-            Mailbox { shared: shared.clone(), saga, delivered },
-        )
+        (Self { shared: shared.clone(), saga, mailbox, weight }, Mailbox { shared: shared.clone(), saga, delivered })
     }
 }
 

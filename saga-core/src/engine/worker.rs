@@ -26,7 +26,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, broadcast::error::RecvError, watch},
+    sync::{broadcast::error::RecvError, watch},
     time::{Instant, sleep, sleep_until, timeout},
 };
 
@@ -36,6 +36,9 @@ const AT_A_TIME: usize = 500;
 const A_LOAD: usize = 256 << 10;
 /// How many messages are fetched at a time.
 const MAIL_AT_A_TIME: usize = 1000;
+
+/// What takes long and is done again and again takes one part in so many of the time.
+pub(crate) const SELDOM: u32 = 20;
 
 /// How long what is put back is waited for.
 const A_WHILE: Duration = Duration::from_secs(2);
@@ -66,7 +69,9 @@ pub(crate) async fn stay_alive(shared: Arc<Shared>) {
         lease.lost().await;
         let (worker, sagas) = (lease.worker(), shared.in_memory().len());
         tracing::warn!(%worker, sagas, "the lease lapsed: others take over what ran here");
-        until_done(&shared, "cannot say that this process lives", || say(&shared, worker)).await;
+        // Whoever cannot say so for long works all the same, and says it later.
+        let saying = until_done(&shared, "cannot say that this process lives", || say(&shared, worker));
+        let _ = timeout(LATE, saying).await;
         shared.spawn(say_again(shared.clone(), worker));
         let joined = until_done(&shared, "cannot join", || join(&shared)).await;
         shared.replace_lease(joined);
@@ -126,41 +131,46 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
     let mut turns = Turns::default();
     while !shared.draining.is_cancelled() {
         let lease = shared.lease();
-        if Instant::now() >= give_back_at {
+        let now = Instant::now();
+        if now >= give_back_at {
             is_known = give_back(&shared, &lease, &mut rarely_back).await;
-            give_back_at = Instant::now() + if is_known { shared.config.lease / 2 } else { shared.config.poll };
+            let (took, config) = (now.elapsed(), &shared.config);
+            let pause = if is_known { (config.lease / 2).max(SELDOM * took) } else { config.poll.max(took) };
+            give_back_at = Instant::now() + pause;
         }
-        let mut room = tokio::select! {
-            room = room(&shared) => room,
+        tokio::select! {
+            () = shared.memory.opens(&shared.definitions) => {}
             () = sleep_until(give_back_at) => continue,
             () = shared.draining.cancelled() => return,
-        };
+        }
         if !lease.holds() {
             sleep(shared.config.poll).await;
             continue;
         }
         let mailed = shared.mailed.swap(false, Ordering::AcqRel) || Instant::now() >= look_for_mail_at;
-        let mut more = false;
+        let (mut more, mut closed) = (false, vec![]);
         for ripe in if mailed { [Ripe::Mailed, Ripe::Due].as_slice() } else { &[Ripe::Due] } {
-            if room.is_empty() {
+            let mut vacancy = shared.memory.vacancy(&shared.definitions, AT_A_TIME);
+            closed = std::mem::take(&mut vacancy.closed);
+            if vacancy.open.is_empty() {
                 break;
             }
             let lapses = if is_known { turns.most_lapses(&shared) } else { 0 };
-            let asked = Room { sagas: room.len(), bytes: shared.scales.left(), lapses };
-            match shared.store.claim(lease.worker(), &shared.definitions, *ripe, asked).await {
+            let asked = Room { sagas: vacancy.sagas, bytes: vacancy.bytes, lapses };
+            match shared.store.claim(lease.worker(), &vacancy.open, *ripe, asked).await {
                 Ok(claimed) => {
                     rarely.over();
                     let bytes = claimed.iter().map(Record::bytes).sum::<usize>();
-                    more = claimed.len() == room.len() || bytes >= A_LOAD;
-                    let slots = room.drain(..claimed.len().min(room.len()));
+                    more = claimed.len() >= vacancy.sagas || bytes >= A_LOAD;
                     let (mut runs, mut lost, mut left) = (vec![], vec![], false);
-                    for (record, slot) in claimed.into_iter().zip(slots) {
-                        match take(&shared, &lease, record, slot) {
+                    for record in claimed {
+                        match take(&shared, &lease, record) {
                             Claimed::Runs(begins) => runs.push(begins),
                             Claimed::Lost(drive) => lost.push(*drive),
                             Claimed::Left => left = true,
                         }
                     }
+                    drop(vacancy);
                     // What was put back would be claimed again at once, for its mail.
                     more &= isolate(&shared, lost, turns.are_the_suspects).await && !left;
                     // Not before that: one of them may be what kills this worker.
@@ -186,27 +196,14 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
         if more {
             continue;
         }
-        drop(room);
         tokio::select! {
             () = sleep_until(look_for_mail_at) => {}
+            // What waits in the store for that is not hinted at again.
+            () = shared.memory.opens(&closed), if !closed.is_empty() => {}
             () = shared.work.notified() => {}
             () = shared.draining.cancelled() => {}
         }
     }
-}
-
-/// Waits for room for one saga, and takes what more there is.
-async fn room(shared: &Shared) -> Vec<OwnedSemaphorePermit> {
-    shared.scales.room().await;
-    let mut room = vec![];
-    // The semaphore is never closed.
-    room.extend(shared.slots.clone().acquire_owned().await.ok());
-    while room.len() < AT_A_TIME
-        && let Ok(slot) = shared.slots.clone().try_acquire_owned()
-    {
-        room.push(slot);
-    }
-    room
 }
 
 /// What becomes of a claimed saga.
@@ -218,14 +215,15 @@ enum Claimed {
     Left,
 }
 
-fn take(shared: &Arc<Shared>, lease: &Lease, record: Record, slot: OwnedSemaphorePermit) -> Claimed {
+fn take(shared: &Arc<Shared>, lease: &Lease, record: Record) -> Claimed {
     let definition = DefinitionId { name: record.name.clone(), version: record.version };
-    let Some(process) = shared.processes.get(&definition) else {
+    let place = shared.processes.get(&definition).zip(shared.memory.place_for_claimed(&definition));
+    let Some((process, weight)) = place else {
         // The store answered with what was not asked for. The next round gives it back.
         tracing::error!(?definition, "claimed a saga of an unknown definition");
         return Claimed::Left;
     };
-    let (place, mailbox) = Place::take(shared, record.saga, slot);
+    let (place, mailbox) = Place::take(shared, record.saga, weight);
     let Some(beginning) = journal::beginning(process.graph(), &record) else {
         let whole = run_from_its_journal(shared.clone(), lease.clone(), process.clone(), record, (mailbox, place));
         return Claimed::Runs(whole.boxed());

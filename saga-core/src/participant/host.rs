@@ -1,12 +1,13 @@
-use super::{Command, Inbox, Job};
+use super::{
+    Command, Inbox, Job,
+    replies::{NotPublished, Replies},
+};
 use crate::{
     Encoded, SagaId, StepError,
     error::{panic_message, shortened},
     message::{Answer, CommandAttributes, CommandId, Message, Op},
     trace::{TraceContext, Tracing, UnderWay},
-    transport::{
-        Consumer, Outgoing, PublishError, Receiver, Subscription, Transport, TransportError, Unavailable, Verdict,
-    },
+    transport::{Consumer, Outgoing, Receiver, Subscription, Transport, TransportError, Unavailable, Verdict},
 };
 use async_trait::async_trait;
 use futures::future::BoxFuture;
@@ -136,7 +137,8 @@ type Handler<D, Tx> = Arc<
     dyn for<'t> Fn(CommandCx<D>, &'t mut Tx, Arc<Message>) -> BoxFuture<'t, Result<Encoded, StepError>> + Send + Sync,
 >;
 
-/// A participant that is being put together, see [the module's docs](super).
+/// A participant that is being put together, see [the module's docs](super); also for what happens when
+/// [a reply topic is away](super#when-a-reply-topic-is-away).
 pub struct Participant<I: Inbox, D> {
     name: String,
     inbox: I,
@@ -231,7 +233,8 @@ impl<I: Inbox, D: Send + Sync + 'static> Participant<I, D> {
             batch: self.batch,
         };
         let tracing = Tracing::default().over(transport.system());
-        let receiver = Host { participant: self, transport: transport.clone(), tracing };
+        let replies = Replies::new(transport.clone(), self.topics.iter().copied().collect());
+        let receiver = Host { participant: self, transport: transport.clone(), replies, tracing };
         Ok(Participating { consumer: transport.subscribe(subscription, Arc::new(receiver)).await? })
     }
 }
@@ -251,6 +254,7 @@ impl Participating {
 struct Host<I: Inbox, D> {
     participant: Participant<I, D>,
     transport: Arc<dyn Transport>,
+    replies: Replies,
     tracing: Tracing,
 }
 
@@ -284,17 +288,16 @@ impl<I: Inbox, D: Send + Sync + 'static> Receiver for Host<I, D> {
         let (replies, sendings): (Vec<Outgoing>, Vec<UnderWay>) =
             answered.map(|((received, job), answer)| self.reply(received, job.context(), answer)).unzip();
         // Not before they are out does a command count as dealt with: after a crash it comes again, and is answered from the inbox.
-        let published = self.transport.publish(&replies).await;
+        let published = self.replies.publish(replies).await;
         for (published, sending) in published.iter().zip(sendings) {
             let _ = published.as_ref().inspect_err(|error| sending.failed(*error));
         }
         for ((received, place), published) in received.into_iter().zip(places).zip(published) {
             match (published, received.rejected) {
-                (Err(PublishError::Unavailable(error)), _) => return Err(Unavailable(error)),
-                (Err(PublishError::Refused(error)), _) => {
-                    verdicts[place] = Verdict::DeadLetter(format!("its reply was refused: {error}"));
+                (Err(NotPublished::Unavailable(error)), _) => return Err(Unavailable(error)),
+                (Err(NotPublished::DeadLetter(reason)), _) | (Ok(()), Some(reason)) => {
+                    verdicts[place] = Verdict::DeadLetter(reason);
                 }
-                (Ok(()), Some(reason)) => verdicts[place] = Verdict::DeadLetter(reason),
                 (Ok(()), None) => {}
             }
         }

@@ -61,10 +61,24 @@
 //!
 //! A reply may have half of what the transport takes; with a larger one the command has failed. The text of an error is cut to some kilobytes. If a reply is refused all the
 //! same, because the headers that came with the command leave no room for it, the command is a dead letter.
+//!
+//! # When a reply topic is away
+//!
+//! Each reply topic is published to by itself: one that is away, because its partitions have no leader, delays nobody
+//! else's replies. The partition that the commands come from waits for it all the same, for a minute. Then the commands
+//! whose replies go there are dead letters, and the partition goes on. After that such commands hold it up for about a
+//! second, until replies to that topic are published again. Nothing is lost: the answers stand in the inbox, and the
+//! orchestrator, which gets no reply in time, sends a command again and is answered then.
+//!
+//! While nothing can be published at all, it is the broker that is away: everything waits until it is back, and nothing is
+//! a dead letter because of that. With a transport that cannot say whether it
+//! [takes dead letters](crate::transport::Transport::takes_dead_letters), the broker counts as away when nothing was
+//! published for some seconds.
 
 mod host;
 mod listener;
 mod memory;
+mod replies;
 
 pub use host::{CommandCx, Handle, Participant, Participating};
 pub use listener::{BatchCx, EventCx, HandleBatch, HandleEvent, Listener};

@@ -136,6 +136,10 @@ impl Transport for LocalTransport {
         Ok(Box::new(Running { stop, tasks }))
     }
 
+    async fn takes_dead_letters(&self, _: &str) -> bool {
+        true
+    }
+
     fn system(&self) -> &'static str {
         "local"
     }

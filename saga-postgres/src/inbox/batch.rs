@@ -25,6 +25,16 @@ const SILENCE: Duration = Duration::from_secs(5);
 
 /// How long a transaction of several jobs waits for a lock.
 const BATCH_PATIENCE_MS: u32 = 250;
+/// How long a job alone waits for its row. Shorter than [`Lent::PATIENCE`], so that the server ends the wait: a session
+/// whose client has given up would stay in the queue for the row, and each further try would add one. And in five tries
+/// it is longer than a handler with the usual 30 seconds may hold the row, also on a node that stands still.
+const ROW_PATIENCE_MS: u32 = 8_000;
+
+/// Where the work of a job begins.
+const SAVEPOINT: &str = "SAVEPOINT saga_job";
+/// The same for a job alone, which has its row by now: from here on its connection's own patience holds.
+const SAVEPOINT_ALONE: &str =
+    "SELECT set_config('lock_timeout', current_setting('saga.lock_timeout'), true); SAVEPOINT saga_job";
 
 /// Why a transaction came to nothing, or may have.
 #[derive(Debug)]
@@ -90,18 +100,19 @@ pub(super) struct Done {
 ///
 /// Two batches that need the same rows in another order wait for each other, and Postgres looks for that after a second only (`deadlock_timeout`). So a batch has less patience, unless
 /// its connections have even less; what it waits for in vain is contention, and jobs that run one by one hold few locks, for a short time.
+///
+/// A job alone has a limit for its own row only. What its handler locks is waited for as its connections say, within the
+/// time that the job is allowed.
 fn begin(jobs: &[Job<PgConnection>]) -> String {
     let longest = jobs.iter().map(Job::allowed).max().unwrap_or_default() + SILENCE;
     let silence = i32::try_from(longest.as_millis()).unwrap_or(i32::MAX);
-    let begin =
-        format!("BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = {silence}");
-    match jobs.len() {
-        0 | 1 => begin,
-        _ => format!(
-            "{begin}; SELECT set_config('lock_timeout', '{BATCH_PATIENCE_MS}ms', true)
-             WHERE current_setting('lock_timeout')::interval NOT BETWEEN '1us' AND '{BATCH_PATIENCE_MS}ms'"
-        ),
-    }
+    let patience = if jobs.len() > 1 { BATCH_PATIENCE_MS } else { ROW_PATIENCE_MS };
+    format!(
+        "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = {silence};
+         SELECT set_config('saga.lock_timeout', current_setting('lock_timeout'), true);
+         SELECT set_config('lock_timeout', '{patience}ms', true)
+         WHERE current_setting('lock_timeout')::interval NOT BETWEEN '1us' AND '{patience}ms'"
+    )
 }
 
 /// What an error means when no job has been run. A pool hands out connections that ended long ago, or that lead to what has become a standby: no job is to blame.
@@ -197,12 +208,12 @@ impl PgInbox {
         let begun = in_time(connection.begin_with(AssertSqlSafe(begin(jobs)))).await;
         let mut tx = begun.map_err(|error| before_work(&error))?;
         let entries = self.enter(&mut tx, transaction, jobs).await?;
-        let mut working = Working { tx: &mut tx, entries, at_savepoint: false };
+        let mut working = Working { tx: &mut tx, entries, alone: jobs.len() == 1, at_savepoint: false };
         let (mut answers, mut contended) = (Vec::with_capacity(jobs.len()), None);
         'all: for group in jobs.chunk_by(Job::goes_with) {
             working.together(group).await?;
             for job in group {
-                match working.one(job, jobs.len() == 1).await? {
+                match working.one(job).await? {
                     Worth::Keeping(answer) => answers.push(answer),
                     Worth::AnotherTry(answer) => {
                         contended = Some(answer);
@@ -228,7 +239,11 @@ impl PgInbox {
             jobs.iter().map(|job| (job.id.clone(), Entry::default())).collect();
         let (sagas, steps, generations) = keys(entries.keys());
         let enter = self.query(&self.queries.inbox_enter).bind(&sagas).bind(&steps).bind(&generations);
-        let rows = in_time(enter.fetch_all(&mut *tx)).await.map_err(|error| before_work(&error))?;
+        let rows = in_time(enter.fetch_all(&mut *tx)).await;
+        // What was kept of many commands may be more than comes through in time, and so it would be each time they come
+        // again. Several jobs run one by one then. If it is the database that is away, the first of them finds that out.
+        let meaning: fn(&sqlx::Error) -> Trouble = if jobs.len() > 1 { trouble } else { before_work };
+        let rows = rows.map_err(|error| meaning(&error))?;
         if rows.len() != entries.len() {
             return Err(Trouble::Contention("a row was removed while it was waited for".into()));
         }
@@ -270,6 +285,8 @@ enum Worth {
 struct Working<'t> {
     tx: &'t mut PgConnection,
     entries: BTreeMap<CommandId, Entry>,
+    /// Whether there is one job only.
+    alone: bool,
     /// Whether nothing was written since the last one.
     at_savepoint: bool,
 }
@@ -303,13 +320,13 @@ impl Working<'_> {
     }
 
     /// Does a job's work, if it has to be done.
-    async fn one(&mut self, job: &Job<PgConnection>, alone: bool) -> Result<Worth, Trouble> {
+    async fn one(&mut self, job: &Job<PgConnection>) -> Result<Worth, Trouble> {
         let kept = match self.entries.entry(job.id.clone()).or_default().next(job.op) {
             Next::Answer(answer) => return Ok(Worth::Keeping(answer)),
             Next::Work(kept) => kept,
         };
         self.savepoint().await?;
-        let worth = work(self.tx, job, kept, alone).await?;
+        let worth = work(self.tx, job, kept, self.alone).await?;
         if let Worth::Keeping(answer) = &worth {
             self.entries.entry(job.id.clone()).or_default().keep(job.op, answer);
         }
@@ -318,7 +335,8 @@ impl Working<'_> {
 
     async fn savepoint(&mut self) -> Result<(), Trouble> {
         if !self.at_savepoint {
-            let savepoint = in_time(sqlx::raw_sql("SAVEPOINT saga_job").execute(&mut *self.tx)).await;
+            let savepoint = if self.alone { SAVEPOINT_ALONE } else { SAVEPOINT };
+            let savepoint = in_time(sqlx::raw_sql(savepoint).execute(&mut *self.tx)).await;
             savepoint.map_err(|error| trouble(&error))?;
             self.at_savepoint = true;
         }

@@ -12,13 +12,14 @@ use crate::{
 };
 use async_trait::async_trait;
 use batch::{Done, Trouble};
+use chrono::DateTime;
 use saga_core::{
     message::Answer,
     participant::{Inbox, Job},
     transport::{TransportError, Unavailable},
 };
 use sqlx::{
-    PgConnection, PgPool, Postgres, SqlStr,
+    Connection, PgConnection, PgPool, Postgres, Row, SqlStr,
     postgres::{PgArguments, PgConnectOptions},
     query::Query,
 };
@@ -40,6 +41,10 @@ const TRIES: u32 = 5;
 const CONNECTIONS: u32 = 3;
 /// How many rows are removed in one transaction.
 const PRUNED_AT_ONCE: i64 = 1000;
+/// How such a transaction begins. Its statement is planned by the index, in whose order it stops at its limit: where little
+/// is known of the table, to read all that is old, or all rows, may look cheaper.
+const PRUNES: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = 10000;
+    SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off";
 
 /// What a participant remembers of its commands, in Postgres: an [`Inbox`] whose handlers write in the same transaction.
 ///
@@ -77,6 +82,8 @@ const PRUNED_AT_ONCE: i64 = 1000;
 /// | what | what follows |
 /// |---|---|
 /// | deadlock, serialization failure, lock timeout (of 250 ms in a batch, if the connections have none that is shorter) | what was done before it in the batch is committed, the rest runs one by one; a job that meets it five times is answered as its handler says, else `unknown` |
+/// | somebody's transaction holds the row of a command: another node at work on it, say | the same: a job alone waits for its row for 8 seconds each time, if its connections have no lock timeout that is shorter. For what its handler locks it waits as long as they say, and no longer than the handler may take |
+/// | what was kept of the commands of a batch cannot be read within 10 seconds: many that come again, with long replies, through a slow network | the batch runs one by one. If what was kept of one command cannot be read either, [`Unavailable`] |
 /// | a handler panics or takes too long | its connection is closed, the batch runs one by one, and it is answered `unknown` |
 /// | a handler ignores an error of the database and returns `Ok` | `unknown`: nothing of it could be kept |
 /// | the connection is lost | the batch runs again, one by one; a job that ends its own three times is answered `unknown` |
@@ -185,14 +192,26 @@ impl PgInbox {
     /// # Errors
     /// Postgres'. What was forgotten before stays so.
     pub async fn prune(&self) -> Result<u64, SetupError> {
-        let mut pruned = 0;
+        let (mut pruned, mut from) = (0, DateTime::UNIX_EPOCH);
         loop {
             let mut lent = Lent::from(&self.pool).await?;
-            let sql = self.query(&self.queries.inbox_prune).bind(self.keep.as_secs_f64()).bind(PRUNED_AT_ONCE);
-            let removed = in_time(sql.execute(&mut *lent)).await?.rows_affected();
+            let sql = self.query(&self.queries.inbox_prune).bind(self.keep.as_secs_f64());
+            let sql = sql.bind(PRUNED_AT_ONCE).bind(from);
+            let removed = in_time(async {
+                let mut tx = lent.begin_with(PRUNES).await?;
+                let removed = sql.fetch_all(&mut *tx).await?;
+                tx.commit().await?;
+                Ok::<_, sqlx::Error>(removed)
+            });
+            let removed = removed.await?;
             lent.give_back();
-            pruned += removed;
-            if removed < PRUNED_AT_ONCE.unsigned_abs() {
+            let before = pruned;
+            for row in &removed {
+                pruned += 1;
+                // While somebody's transaction is open the index keeps what was removed. It is not passed again.
+                from = from.max(row.try_get("received_at")?);
+            }
+            if pruned - before < PRUNED_AT_ONCE.unsigned_abs() {
                 return Ok(pruned);
             }
         }

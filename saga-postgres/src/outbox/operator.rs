@@ -41,6 +41,9 @@ pub struct Parked {
     pub behind: u64,
 }
 
+/// How many events are given back in one transaction.
+const AT_A_TIME: i64 = 500;
+
 /// What follows a lock has to see what was committed before it was granted.
 const READ_COMMITTED: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
 
@@ -101,7 +104,8 @@ impl PgOutbox {
         Ok(unparked.rows_affected() > 0)
     }
 
-    /// [Unparks](Self::unpark) all events of a topic, shard by shard: after a topic that could not be written was put right. Answers how many there were.
+    /// [Unparks](Self::unpark) all events of a topic, some at a time: after a topic that could not be written was put right.
+    /// Answers how many there were.
     ///
     /// # Errors
     /// When the database does not answer: then a part of it may be done, and doing it again is right.
@@ -109,12 +113,18 @@ impl PgOutbox {
         let mut unparked = 0;
         let mut lent = Lent::from(&self.inner.pool).await?;
         for shard in 0..SHARDS {
-            let mut tx = in_time(lent.begin_with(READ_COMMITTED)).await?;
-            let lock = self.query(&self.inner.queries.lock_shard).bind(i32::from(shard));
-            in_time(lock.execute(&mut *tx)).await?;
-            let unpark = self.query(&self.inner.queries.unpark_topic).bind(shard).bind(topic);
-            unparked += in_time(unpark.execute(&mut *tx)).await?.rows_affected();
-            self.commit_in_time(tx).await?;
+            let mut behind = Some(0);
+            while let Some(last) = behind {
+                let mut tx = in_time(lent.begin_with(READ_COMMITTED)).await?;
+                let lock = self.query(&self.inner.queries.lock_shard).bind(i32::from(shard));
+                in_time(lock.execute(&mut *tx)).await?;
+                let unpark = self.query(&self.inner.queries.unpark_topic).bind(shard).bind(topic);
+                let row = in_time(unpark.bind(last).bind(AT_A_TIME).fetch_one(&mut *tx)).await?;
+                self.commit_in_time(tx).await?;
+                let some: i64 = row.try_get("unparked")?;
+                unparked += count(some);
+                behind = if some < AT_A_TIME { None } else { row.try_get("last")? };
+            }
         }
         lent.give_back();
         Ok(unparked)

@@ -1,6 +1,6 @@
 -- Claims unowned sagas that are due, those first that have been due longest: so many, and few enough bytes of what
 -- there is to read of them, but one at least; and none that lapsed more often than $6, without what was survived. Looks
--- no further back than ten seconds before $7: what was due before that was claimed, unless it was committed late.
+-- no further back than $8 seconds before $7: what was due before that was claimed, unless it was committed late.
 -- Served by saga_due, whose order it follows, saga_pkey, saga_snapshot_pkey and saga_journal_pkey.
 WITH due AS MATERIALIZED (
     SELECT s.id, s.due_at, s.due_from, s.bytes
@@ -9,7 +9,7 @@ WITH due AS MATERIALIZED (
         SELECT id, due_at, due_from, octet_length(input) AS bytes
         FROM {schema}.saga
         WHERE name = d.name AND version = d.version AND due_at <= now()
-          AND due_at >= least($7::timestamptz, now()) - interval '10 seconds'
+          AND due_at >= least($7::timestamptz, now()) - make_interval(secs => $8::double precision)
           AND lapses - coalesce(cardinality(array_positions(lost_with, NULL)), 0) <= $6
         ORDER BY due_at
         LIMIT $4

@@ -2,6 +2,7 @@
 
 use super::{
     PgStore,
+    heads::{FULL_LOOK, LONGEST, Looks},
     letters::{To, bytes},
     rows::{age, claimed, column, count, mail, unzipped},
 };
@@ -11,8 +12,14 @@ use saga_core::{
     store::{DefinitionId, Mail, Record, Ripe, Room, StoreError},
 };
 use sqlx::{Row, postgres::PgRow};
-use std::{collections::HashMap, time::Instant};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 use uuid::Uuid;
+
+/// What is due may be committed so much later.
+const LATE: Duration = Duration::from_secs(10);
 
 /// Entries, and when the last one was written.
 type Journal = (Vec<Vec<u8>>, Option<DateTime<Utc>>);
@@ -69,15 +76,19 @@ impl PgStore {
         let sql = self.query(sql).bind(worker.as_uuid()).bind(names).bind(versions).bind(count(room.sagas));
         let sql = sql.bind(self.inner.portion.bytes().min(count(room.bytes)).max(1));
         let sql = sql.bind(i32::try_from(room.lapses).unwrap_or(i32::MAX));
-        let looks = (worker, room.lapses);
+        let looks = Looks::of(worker, definitions, room.lapses);
         let (claimed, found) = match ripe {
             Ripe::Due => {
-                let look = self.heads().begin(looks, Instant::now());
-                let sql = sql.bind(look.from.unwrap_or(DateTime::UNIX_EPOCH));
-                // Where it fails the next look begins no later: what was due meanwhile is older than the last seconds.
-                let claimed = self.inner.portion.tried(self.rows(sql).await);
-                // They may have been too many to be weighed in the time that there is.
-                let claimed = claimed.inspect_err(|_| self.inner.portion.held(room.sagas, room.sagas / 8))?;
+                let began = Instant::now();
+                let look = self.heads().begin(looks, began);
+                let sql = sql.bind(look.from.unwrap_or(DateTime::UNIX_EPOCH)).bind((LATE + look.since()).as_secs_f64());
+                let claimed = self.inner.portion.tried(self.rows(sql).await).inspect_err(|_| {
+                    // They may have been too many to be weighed in the time that there is, or too many are in the way.
+                    self.inner.portion.held(room.sagas, room.sagas / 8);
+                    let now = Instant::now();
+                    let pause = now.duration_since(began).clamp(FULL_LOOK, LONGEST);
+                    self.heads().failed(looks, look, DateTime::<Utc>::MAX_UTC, pause, now);
+                })?;
                 let due = claimed.iter().map(|row| column::<DateTime<Utc>>(row, "was_due"));
                 let last = due.collect::<Result<Vec<_>, _>>()?.into_iter().max();
                 // What was due before that is found all the same for a while, see the statement.

@@ -7,7 +7,7 @@
 
 use super::{
     PgStore,
-    heads::{Heads, Look, Looks, pause},
+    heads::{Heads, LONGEST, Look, Looks, pause},
     rows::{column, count, mail, unzipped},
 };
 use crate::{
@@ -182,7 +182,7 @@ impl PgStore {
         let (mut heads, now) = (self.inner.letters.heads(to), Instant::now());
         match &answer {
             Ok(found) => heads.end(looks, look.look, all(found).then_some(look.next), now),
-            Err(_) => heads.failed(looks, look.look, now),
+            Err(_) => heads.failed(looks, look.look, look.next, LONGEST, now),
         }
         drop(heads);
         answer
@@ -215,7 +215,7 @@ impl PgStore {
         limit: usize,
     ) -> Result<Vec<Mail>, StoreError> {
         let (names, versions) = unzipped(definitions)?;
-        let looks = (worker, u32::MAX);
+        let looks = Looks::of(worker, definitions, u32::MAX);
         let look = self.begin_to_look(To::Owned, looks).await?;
         let portion = self.inner.portion.bytes();
         let sql = self.query(&self.queries().mail).bind(worker.as_uuid()).bind(names).bind(versions);
