@@ -93,6 +93,7 @@ rigged! {
     join(worker: WorkerId, lease: Duration, definitions: &[DefinitionId]) -> ();
     beat(worker: WorkerId, lease: Duration) -> bool;
     leave(worker: WorkerId) -> ();
+    returned(worker: WorkerId) -> ();
     sweep(limit: usize) -> usize;
     start(batch: &[Start]) -> Vec<Started>;
     claim(worker: WorkerId, definitions: &[DefinitionId], ripe: Ripe, room: Room) -> Vec<Record>;
@@ -630,6 +631,38 @@ async fn what_many_steps_of_a_saga_say_at_once_is_written_in_several_entries() {
 
 // ---------------------------------------------------------------------------------------------------------------
 
+/// What is heavy takes for ever.
+struct HeavyHangs;
+
+#[async_trait]
+impl Rig for HeavyHangs {
+    async fn before(&self, call: &str, _: &MemoryStore, appends: &[Append]) -> Result<(), StoreError> {
+        let is_heavy = |append: &Append| append.entry.as_ref().is_some_and(|entry| entry.len() > MIB / 2);
+        match call == "append" && appends.iter().any(is_heavy) {
+            true => std::future::pending().await,
+            false => Ok(()),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_light_is_written_in_no_statement_with_what_is_heavy() {
+    let builder = Engine::builder(Rigged { store: MemoryStore::default(), rig: HeavyHangs });
+    let builder = builder.register::<Wide>(()).unwrap().register::<Basket>(()).unwrap();
+    let engine = builder.start().await.unwrap();
+    for n in 0..10 {
+        engine.sagas::<Wide>().submit(n.to_string(), ()).await.unwrap();
+    }
+    sleep(SECOND).await;
+    for n in 0..20 {
+        let basket = engine.sagas::<Basket>().submit(n.to_string(), HashMap::new()).await.unwrap();
+        let outcome = timeout(SECOND, basket.outcome()).await.expect("it waits for what is heavy");
+        assert_eq!(outcome.unwrap(), Outcome::Completed(()));
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+
 struct Basket;
 
 impl Saga for Basket {
@@ -721,6 +754,51 @@ async fn one_heartbeat_without_an_answer_does_not_cost_the_lease() {
     assert_eq!(trip.outcome().await.unwrap(), Outcome::Completed(()));
     let told = trip.history().await.unwrap().to_string();
     assert!(!told.contains("worker was lost"), "{told}");
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+
+/// The store hears no heartbeat for a minute, and never that a worker was only silent.
+struct NotHeard(Instant);
+
+#[async_trait]
+impl Rig for NotHeard {
+    async fn before(&self, call: &str, _: &MemoryStore, _: &[Append]) -> Result<(), StoreError> {
+        match call {
+            "beat" if self.0.elapsed() < 60 * SECOND => lost(),
+            "returned" => lost(),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_cannot_say_that_it_lives_works_again_all_the_same() {
+    let airline = Airline::new(|_| Box::pin(async { Ok(()) }));
+    let store = MemoryStore::default();
+    let _engine = engine(&store, &airline, NotHeard(Instant::now())).start().await.unwrap();
+    sleep(60 * SECOND).await;
+    let client = Engine::builder(store).start().await.unwrap();
+    let trip = client.sagas::<Trip>().submit("k", 1).await.unwrap();
+    let outcome = timeout(600 * SECOND, trip.outcome()).await.expect("it does nothing any more");
+    assert_eq!(outcome.unwrap(), Outcome::Completed(()));
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_its_attempt_at_a_shutdown_has_not_begun() {
+    let airline = Airline::new(|_| Box::pin(std::future::pending()));
+    let store = MemoryStore::default();
+    let engine = engine(&store, &airline, Nothing).configure(|config| config.attempts = 1).start().await.unwrap();
+    engine.sagas::<Trip>().submit("first", 1).await.unwrap();
+    until("the first", || !airline.log().is_empty()).await;
+    let queued = engine.sagas::<Trip>().submit("queued", 5).await.unwrap();
+    sleep(SECOND).await;
+    engine.shutdown(20 * SECOND).await;
+    let client = Engine::builder(store.clone()).register::<Trip>(airline.clone()).unwrap().start().await.unwrap();
+    let told = client.sagas::<Trip>().get(queued.id()).history().await.unwrap().to_string();
+    assert!(!told.contains("stopped in the middle"), "{told}");
 }
 
 // ---------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 //! One partition on its way through its receiver: a task that takes batches off a queue, in their order, one at a time.
 
 use crate::{binding, dead_letters, metrics::Metrics, publisher::Publisher};
-use rdkafka::{Message as _, message::OwnedMessage};
+use rdkafka::{
+    Message as _,
+    message::{Headers, OwnedMessage},
+};
 use saga_core::transport::{Receiver, Verdict, deliver};
 use std::{
     sync::{
@@ -208,8 +211,12 @@ impl Worker {
     }
 }
 
+/// How many bytes a record has, about.
 fn bytes_of(record: &OwnedMessage) -> usize {
-    record.payload().map_or(0, <[u8]>::len)
+    let length = |part: Option<&[u8]>| part.map_or(0, <[u8]>::len);
+    let headers = record.headers().into_iter().flat_map(Headers::iter);
+    let headers: usize = headers.map(|header| header.key.len() + length(header.value)).sum();
+    length(record.payload()) + length(record.key()) + headers
 }
 
 /// Whether what comes behind something of so many bytes goes along with it.

@@ -378,6 +378,29 @@ async fn what_waits_behind_a_refused_event_is_given_back_some_at_a_time_and_in_i
     assert!(setup.is_true("SELECT count(*) = 0 FROM {schema}.saga_outbox_parked").await);
 }
 
+#[tokio::test]
+async fn many_parked_events_of_a_topic_are_given_back_some_at_a_time_and_in_their_order() {
+    let setup = fresh().await;
+    let broker = Broker::new();
+    broker.decide(|outgoing| if outgoing.message.data == b"0" { refused() } else { Ok(()) });
+    let relay = setup.relay(&broker).await;
+    setup.publish("a", 0).await;
+    setup.until("SELECT count(*) = 1 FROM {schema}.saga_outbox_parked").await;
+    setup.publish_quietly(&["a"], 1..1300).await;
+    setup.until("SELECT count(*) = 1300 FROM {schema}.saga_outbox_parked").await;
+    relay.stop().await;
+    let refused = "WITH refused AS (UPDATE {schema}.saga_outbox_parked SET reason = 'no' RETURNING 1)
+                   SELECT count(*) = 1300 FROM refused";
+    assert!(setup.is_true(refused).await);
+    assert_eq!(setup.outbox.unpark_topic("counted").await.unwrap(), 1300);
+    assert!(setup.is_true("SELECT count(DISTINCT xmin::text) = 3 FROM {schema}.saga_outbox").await);
+    broker.accept();
+    let relay = setup.relay(&broker).await;
+    broker.until_it_has(1300).await;
+    relay.stop().await;
+    assert_eq!(broker.of_key("a"), (0..1300).collect::<Vec<_>>());
+}
+
 /// The longest that there may be, of what cannot be made shorter: nothing of it may keep the relay from parking it.
 #[tokio::test]
 async fn an_event_with_the_longest_key_can_be_parked_too() {

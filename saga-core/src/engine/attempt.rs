@@ -34,7 +34,9 @@ impl Limits {
         work: impl Future<Output = T> + Send + 'static,
         told: impl FnOnce(&T) -> (&'static str, Option<String>),
     ) -> Attempt<T> {
-        let _permit = self.shared.attempts.room((self.of.clone(), self.name.clone())).await;
+        let room = self.shared.attempts.room((self.of.clone(), self.name.clone()));
+        // Who waits when the engine stops need not come to its turn to know that it has not begun.
+        let _permit = self.shared.draining.run_until_cancelled(room).await;
         if !self.lease.holds() || self.shared.draining.is_cancelled() {
             return Attempt::NotBegun;
         }

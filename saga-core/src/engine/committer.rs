@@ -56,10 +56,6 @@ struct ByWeight<T> {
 }
 
 impl<T> ByWeight<T> {
-    fn of(make: impl Fn() -> T) -> Self {
-        Self { light: make(), heavy: make() }
-    }
-
     const fn with(&self, bytes: usize) -> &T {
         if bytes < HEAVY { &self.light } else { &self.heavy }
     }
@@ -104,14 +100,15 @@ impl Committer {
             spawn.task(commit_starts(aside.clone(), waiting, config.batch, spawn.clone()));
             starts
         };
-        let append = |_| {
+        let append = || {
             let (appends, waiting) = mpsc::unbounded_channel();
             spawn.task(commit_appends(store.clone(), waiting, config.batch));
             appends
         };
         Self {
-            starts: ByWeight::of(starts),
-            appends: ByWeight::of(|| (0..config.committers).map(append).collect()),
+            starts: ByWeight { light: starts(), heavy: starts() },
+            // One is enough: what is heavy passes the gate, a little at a time.
+            appends: ByWeight { light: (0..config.committers).map(|_| append()).collect(), heavy: vec![append()] },
             gate: Gate::new(),
             starts_gate: Gate::new(),
         }

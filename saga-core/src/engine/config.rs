@@ -6,14 +6,14 @@ use tokio::sync::Semaphore;
 #[non_exhaustive]
 pub struct Config {
     /// How many sagas this process keeps in memory and works on at once; the others wait in the store. Those of one
-    /// definition come to seven eighths of that at most: what hangs leaves room for others. Defaults to 2048.
+    /// definition come to about three quarters of that: what hangs leaves room for others. Defaults to 2048.
     pub sagas: usize,
     /// How many bytes the sagas in memory may have: their inputs, outputs and journals. When there are more, this
-    /// process takes none in until some have ended. Those of one definition are taken in until they have seven eighths
-    /// of it; and while they have less than a 64th, whatever the others have. Defaults to 256 MiB.
+    /// process takes none in until some have ended. Those of one definition are taken in until they have three
+    /// quarters of it; and while they have less than a 64th, whatever the others have. Defaults to 256 MiB.
     pub memory: usize,
-    /// How many attempts (of steps and compensations) run at once. Those of one step come to seven eighths of that at
-    /// most: a participant that hangs stops no other. Defaults to 1024.
+    /// How many attempts (of steps and compensations) run at once. Those of one step come to three quarters of
+    /// that at most, if it is four or more: a participant that hangs stops no other. Defaults to 1024.
     pub attempts: usize,
     /// How long this process may be silent before others take over its sagas. A shorter lease recovers sooner, a longer one
     /// forgives longer pauses. It beats three times a lease, and every two seconds at least. Defaults to 15 seconds.
@@ -24,8 +24,8 @@ pub struct Config {
     /// A saga whose next timer is further away than this is put back into the store until then; one that waits for a reply, when it
     /// has waited for so long. Defaults to one second.
     pub hold: Duration,
-    /// How many writers share the journals of this process, each with one statement under way; and as many again, what
-    /// is heavy. Defaults to 3.
+    /// How many writers share the journals of this process, each with one statement under way; what is heavy has one
+    /// more. Defaults to 3.
     pub committers: usize,
     /// How many sagas one statement writes at most. Defaults to 500.
     pub batch: usize,

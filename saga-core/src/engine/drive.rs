@@ -24,7 +24,7 @@ use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered}
 use opentelemetry::{Context, StringValue, context::FutureExt as _};
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -80,6 +80,8 @@ pub(crate) struct Drive {
     mailbox: Mailbox,
     under_way: Vec<StepIndex>,
     attempts: FuturesUnordered<BoxFuture<'static, (StepIndex, Attempted)>>,
+    /// Those that have ended while there was no room for what they say.
+    over: VecDeque<(StepIndex, Attempted)>,
     /// Commands that were published and have no reply yet.
     awaited: Vec<Awaited>,
     ended: watch::Sender<Option<Ended>>,
@@ -173,6 +175,7 @@ impl Drive {
             heard_before: vec![],
             under_way: vec![],
             attempts: FuturesUnordered::new(),
+            over: VecDeque::new(),
             awaited: vec![],
             shared: place.shared.clone(),
             process,
@@ -239,6 +242,11 @@ impl Drive {
         let mut grace_over = pin!(shared.grace_over.cancelled().fuse());
         let mut writing: Option<(Append, BoxFuture<'static, Option<Write>>)> = None;
         loop {
+            while !is_full(&self.pending)
+                && let Some((step, ended)) = self.over.pop_front()
+            {
+                self.attempt_ended(step, ended);
+            }
             if writing.is_none() {
                 self.make_commands();
                 if self.pending.is_empty() {
@@ -257,7 +265,7 @@ impl Drive {
             let timer = if writing.is_none() { self.timer() } else { None };
             // What comes now is left for whoever claims the saga.
             let is_released = writing.as_ref().is_some_and(|(append, _)| append.then != Then::Keep);
-            let has_room = !self.is_full();
+            let has_room = !is_full(&self.pending);
             let harmless = self.quarantine.as_ref().map(|quarantine| quarantine.until);
             tokio::select! {
                 biased;
@@ -275,9 +283,7 @@ impl Drive {
                         Some(Ok(_)) | None => return,
                     }
                 }
-                Some((step, ended)) = self.attempts.next(), if has_room && !self.attempts.is_empty() => {
-                    self.attempt_ended(step, ended);
-                }
+                Some(ended) = self.attempts.next(), if !self.attempts.is_empty() => self.over.push_back(ended),
                 Some(delivered) = self.mailbox.recv(), if has_room && !is_released => self.receive(delivered),
                 () = wait_until(timer), if timer.is_some() => {}
                 () = wait_until(harmless), if harmless.is_some() => self.quarantine = None,
@@ -290,11 +296,6 @@ impl Drive {
     fn now(&self) -> Millis {
         let (age, since) = self.age;
         age + Millis::try_from(since.elapsed().as_millis()).unwrap_or(Millis::MAX / 2)
-    }
-
-    /// What is decided is as much as goes into one entry: what else has ended waits for the next.
-    fn is_full(&self) -> bool {
-        bytes_of(&self.pending) >= ENTRY
     }
 
     fn take(&mut self, input: Input) {
@@ -412,6 +413,9 @@ impl Drive {
     /// The grace period of a shutdown is over: what is still under way may have happened.
     fn abandon_attempts(&mut self) {
         self.attempts.clear();
+        for (step, ended) in std::mem::take(&mut self.over) {
+            self.attempt_ended(step, ended);
+        }
         for step in std::mem::take(&mut self.under_way) {
             let error = "stopped in the middle, at a shutdown".to_owned();
             self.take(ended(step, self.op_of(step), Outcome::Unknown(error)));
@@ -426,7 +430,7 @@ impl Drive {
         }
         let agenda = self.state.agenda(self.process.graph());
         for step in agenda.run.into_iter().chain(agenda.compensate) {
-            if self.is_full() {
+            if is_full(&self.pending) {
                 return;
             }
             let op = self.op_of(step);
@@ -772,6 +776,7 @@ impl Drive {
     async fn unwritable(&mut self, append: &Append, error: &StoreError) -> Option<()> {
         tracing::error!(saga = %self.saga, %error, "what the saga was to write is refused by the store: parking it");
         self.attempts.clear();
+        self.over.clear();
         self.under_way.clear();
         self.quarantine = None;
         // What is forgotten was not heard: it comes by the mailbox.
@@ -832,6 +837,11 @@ async fn wait_until(timer: Option<Instant>) {
     if let Some(timer) = timer {
         sleep_until(timer).await;
     }
+}
+
+/// Whether they are as much as goes into one entry: what else has ended waits for the next.
+fn is_full(events: &[Event]) -> bool {
+    bytes_of(events) >= ENTRY
 }
 
 /// How many bytes they bring into the journal, about.

@@ -1,9 +1,10 @@
 //! What is scarce is shared: however much one takes of it, something is left for the others.
 //!
 //! A step whose participant hangs would hold all attempts in time, and sagas of one definition all places. So each may
-//! take more only while it has less than [`SHARE`] times what is still free. Alone it comes to seven eighths; whoever
+//! take more only while it has less than [`SHARE`] times what is still free. Alone it comes to three quarters; whoever
 //! joins finds the rest, and what is left is divided again. It is the dynamic threshold of Choudhury and Hahne
-//! ("Dynamic Queue Length Thresholds for Shared-Memory Packet Switches", 1998).
+//! ("Dynamic Queue Length Thresholds for Shared-Memory Packet Switches", 1998). Of fewer than four there is nothing to
+//! share.
 
 use opentelemetry::StringValue;
 use std::{
@@ -12,7 +13,7 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-const SHARE: usize = 7;
+pub(crate) const SHARE: usize = 3;
 
 /// Whether one that has so much may take more of what is free.
 pub(crate) const fn may_take(held: usize, free: usize) -> bool {
@@ -29,15 +30,17 @@ pub(crate) struct Attempts(Mutex<Held>);
 #[derive(Debug)]
 struct Held {
     free: usize,
-    /// How many wait, over all steps.
+    /// How many wait, over all steps, and how many ever did.
     waiting: usize,
+    number: u64,
     steps: HashMap<StepName, Queue>,
 }
 
 #[derive(Debug, Default)]
 struct Queue {
     held: usize,
-    waiting: VecDeque<oneshot::Sender<Permit>>,
+    /// With a number each, in the order in which they came.
+    waiting: VecDeque<(u64, oneshot::Sender<Permit>)>,
 }
 
 /// Room for one attempt, until it is dropped.
@@ -49,14 +52,14 @@ pub(crate) struct Permit {
 
 impl Attempts {
     pub(crate) fn new(most: usize) -> Self {
-        Self(Mutex::new(Held { free: most, waiting: 0, steps: HashMap::new() }))
+        Self(Mutex::new(Held { free: most, waiting: 0, number: 0, steps: HashMap::new() }))
     }
 
     /// Waits for room. `None` never comes, since nobody who waits is forgotten.
     pub(crate) async fn room(self: &Arc<Self>, step: StepName) -> Option<Permit> {
         let turn = {
             let mut held = self.held();
-            let Held { free, waiting, steps } = &mut *held;
+            let Held { free, waiting, number, steps } = &mut *held;
             let queue = steps.entry(step.clone()).or_default();
             if queue.waiting.is_empty() && may_take(queue.held, *free) {
                 queue.held += 1;
@@ -64,7 +67,8 @@ impl Attempts {
                 return Some(Permit { attempts: self.clone(), step });
             }
             let (turn, comes) = oneshot::channel();
-            queue.waiting.push_back(turn);
+            queue.waiting.push_back((*number, turn));
+            *number += 1;
             *waiting += 1;
             comes
         };
@@ -77,13 +81,17 @@ impl Attempts {
 }
 
 impl Held {
-    /// Who is next: of the steps that may take more, the one that has least.
+    /// Who is next: of the steps that may take more, the one that has least; of several, the one that has waited longest.
     fn next(&mut self) -> Option<(StepName, oneshot::Sender<Permit>)> {
         while self.waiting > 0 {
             let free = self.free;
-            let waits = |(_, queue): &(&StepName, &mut Queue)| !queue.waiting.is_empty() && may_take(queue.held, free);
-            let (step, queue) = self.steps.iter_mut().filter(waits).min_by_key(|(_, queue)| queue.held)?;
-            let turn = queue.waiting.pop_front()?;
+            let turn = |queue: &Queue| {
+                let (number, _) = queue.waiting.front()?;
+                may_take(queue.held, free).then_some((queue.held, *number))
+            };
+            let waits = self.steps.iter_mut().filter_map(|(step, queue)| Some((turn(queue)?, step, queue)));
+            let (_, step, queue) = waits.min_by_key(|(turn, ..)| *turn)?;
+            let (_, turn) = queue.waiting.pop_front()?;
             self.waiting -= 1;
             // Who has gone takes nothing.
             if !turn.is_closed() {
@@ -130,10 +138,10 @@ mod tests {
             taken.take(64).collect::<Vec<_>>()
         };
         let hangs = take("hangs");
-        assert_eq!(hangs.len(), 56);
+        assert_eq!(hangs.len(), 48);
         let hangs_too = take("hangs too");
-        assert_eq!(hangs_too.len(), 7);
-        assert_eq!(take("a third").len(), 1);
+        assert_eq!(hangs_too.len(), 12);
+        assert_eq!(take("a third").len(), 3);
         drop(hangs_too);
         drop(hangs);
     }
@@ -155,6 +163,27 @@ mod tests {
         let second = second.now_or_never().expect("nobody else waits");
         drop((second, other));
         assert_eq!(attempts.held().free, 2);
+    }
+
+    #[tokio::test]
+    async fn where_there_are_few_each_step_has_its_turn() {
+        let attempts = Arc::new(Attempts::new(1));
+        let mut turns = vec![];
+        let mut busy = attempts.room(step("a")).await;
+        let mut waiting: VecDeque<_> =
+            ["b", "c", "a", "b", "c", "a"].map(|name| (name, Box::pin(attempts.room(step(name))))).into();
+        for (_, room) in &mut waiting {
+            assert!(room.now_or_never().is_none());
+        }
+        while !waiting.is_empty() {
+            drop(busy.take());
+            let next = waiting.iter_mut().position(|(_, room)| {
+                busy = room.now_or_never().flatten();
+                busy.is_some()
+            });
+            turns.push(waiting.remove(next.expect("somebody's turn")).map(|(name, _)| name));
+        }
+        assert_eq!(turns, ["b", "c", "a", "b", "c", "a"].map(Some));
     }
 
     #[tokio::test]

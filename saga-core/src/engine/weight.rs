@@ -6,7 +6,7 @@
 //! of it: its sagas come in while it has little of what there is, or [its share](super::shares) of what is free. What is
 //! written passes a narrow gate if it is heavy, so that what is light is never behind more than a little.
 
-use super::shares::may_take;
+use super::shares::{SHARE, may_take};
 use crate::store::DefinitionId;
 use std::{
     collections::HashMap,
@@ -16,6 +16,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// Such a part of the memory each definition may have, however full it is.
 const LITTLE: usize = 64;
+/// Such a part of what is free is claimed at a time: by more a definition could come far above its share.
+const PART: usize = 2 * (SHARE + 1);
 
 /// Room in memory, which definitions share.
 #[derive(Debug)]
@@ -55,9 +57,10 @@ impl Memory {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn free(&self, used: &Used) -> Load {
+    /// What is free, and not kept for what is being claimed.
+    const fn free(&self, used: &Used) -> Load {
         Load {
-            sagas: self.most.sagas.saturating_sub(used.all.sagas),
+            sagas: self.most.sagas.saturating_sub(used.all.sagas + used.claimed),
             bytes: self.most.bytes.saturating_sub(used.all.bytes),
         }
     }
@@ -69,9 +72,7 @@ impl Memory {
 
     fn is_open(&self, used: &Used, definition: usize) -> bool {
         let (free, has) = (self.free(used), used.of[definition]);
-        used.claimed < free.sagas
-            && may_take(has.sagas, free.sagas)
-            && (has.bytes < self.little() || may_take(has.bytes, free.bytes))
+        may_take(has.sagas, free.sagas) && (has.bytes < self.little() || may_take(has.bytes, free.bytes))
     }
 
     /// A place for a saga that begins here, if there is one.
@@ -93,8 +94,8 @@ impl Memory {
         Weight { memory: self.clone(), definition, bytes: 0 }
     }
 
-    /// Room for what is to be claimed, of those definitions that may have more. One claim takes no more than a half of
-    /// what is free, so that the next one sees what it brought.
+    /// Room for what is to be claimed, of those definitions that may have more. One claim takes a part of what is free, so
+    /// that the next one sees what it brought.
     pub(crate) fn vacancy(self: &Arc<Self>, definitions: &[DefinitionId], most: usize) -> Vacancy {
         let mut used = self.used();
         let is_open = |definition: &&DefinitionId| {
@@ -102,27 +103,28 @@ impl Memory {
         };
         let (open, closed): (Vec<_>, Vec<_>) = definitions.iter().partition(is_open);
         let free = self.free(&used);
-        let sagas = if open.is_empty() { 0 } else { (free.sagas - used.claimed).div_ceil(2).min(most) };
+        let sagas = if open.is_empty() { 0 } else { free.sagas.div_ceil(PART).min(most) };
         used.claimed += sagas;
         drop(used);
         Vacancy {
             open: open.into_iter().cloned().collect(),
             closed: closed.into_iter().cloned().collect(),
             sagas,
-            bytes: (free.bytes / 2).max(self.little()),
+            bytes: (free.bytes / PART).max(self.little()),
             memory: self.clone(),
         }
     }
 
+    /// Whether one of these definitions may have more.
+    pub(crate) fn is_any_open(&self, definitions: &[DefinitionId]) -> bool {
+        let used = self.used();
+        let mut indices = definitions.iter().filter_map(|definition| self.definitions.get(definition));
+        indices.any(|definition| self.is_open(&used, *definition))
+    }
+
     /// Waits until one of these definitions may have more. For one caller at a time.
     pub(crate) async fn opens(&self, definitions: &[DefinitionId]) {
-        let indices: Vec<usize> =
-            definitions.iter().filter_map(|definition| self.definitions.get(definition)).copied().collect();
-        let is_open = || {
-            let used = self.used();
-            indices.iter().any(|definition| self.is_open(&used, *definition))
-        };
-        while !is_open() {
+        while !self.is_any_open(definitions) {
             self.less.notified().await;
         }
     }
@@ -241,10 +243,10 @@ mod tests {
         first.add(10_000);
         let vacancy = memory.vacancy(&definitions, 500);
         assert_eq!((vacancy.open.as_slice(), vacancy.closed.as_slice()), (&definitions[1..], &definitions[..1]));
-        assert_eq!((vacancy.sagas, vacancy.bytes), (32, 100));
+        assert_eq!((vacancy.sagas, vacancy.bytes), (8, 100));
         drop(vacancy);
         let taken: Vec<_> = std::iter::from_fn(|| memory.place(many)).collect();
-        assert_eq!(taken.len(), 56);
+        assert_eq!(taken.len(), 48);
         assert!(memory.place(light).is_some());
         assert_eq!(memory.vacancy(&definitions, 500).open, [light.clone()]);
         drop(taken);

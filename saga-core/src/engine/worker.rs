@@ -129,13 +129,19 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
     // Whether all that is owned here is in memory.
     let mut is_known = true;
     let mut turns = Turns::default();
+    // Those that there was no room for when mail was looked for last. As soon as there is, it is theirs first.
+    let mut without_mail = vec![];
     while !shared.draining.is_cancelled() {
         let lease = shared.lease();
         let now = Instant::now();
         if now >= give_back_at {
             is_known = give_back(&shared, &lease, &mut rarely_back).await;
             let (took, config) = (now.elapsed(), &shared.config);
-            let pause = if is_known { (config.lease / 2).max(SELDOM * took) } else { config.poll.max(took) };
+            let pause = if is_known {
+                (config.lease / 2).max((SELDOM * took).min(LOOK_FOR_LATE))
+            } else {
+                config.poll.max(took)
+            };
             give_back_at = Instant::now() + pause;
         }
         tokio::select! {
@@ -147,11 +153,15 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
             sleep(shared.config.poll).await;
             continue;
         }
-        let mailed = shared.mailed.swap(false, Ordering::AcqRel) || Instant::now() >= look_for_mail_at;
+        let hinted = shared.mailed.swap(false, Ordering::AcqRel) || shared.memory.is_any_open(&without_mail);
+        let mailed = hinted || Instant::now() >= look_for_mail_at;
         let (mut more, mut closed) = (false, vec![]);
         for ripe in if mailed { [Ripe::Mailed, Ripe::Due].as_slice() } else { &[Ripe::Due] } {
             let mut vacancy = shared.memory.vacancy(&shared.definitions, AT_A_TIME);
             closed = std::mem::take(&mut vacancy.closed);
+            if *ripe == Ripe::Mailed {
+                without_mail.clone_from(&closed);
+            }
             if vacancy.open.is_empty() {
                 break;
             }
@@ -161,7 +171,7 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
                 Ok(claimed) => {
                     rarely.over();
                     let bytes = claimed.iter().map(Record::bytes).sum::<usize>();
-                    more = claimed.len() >= vacancy.sagas || bytes >= A_LOAD;
+                    more = claimed.len() >= vacancy.sagas || bytes >= vacancy.bytes.min(A_LOAD);
                     let (mut runs, mut lost, mut left) = (vec![], vec![], false);
                     for record in claimed {
                         match take(&shared, &lease, record) {

@@ -123,7 +123,7 @@ impl PgOutbox {
                 self.commit_in_time(tx).await?;
                 let some: i64 = row.try_get("unparked")?;
                 unparked += count(some);
-                behind = if some < AT_A_TIME { None } else { row.try_get("last")? };
+                behind = row.try_get("last")?;
             }
         }
         lent.give_back();

@@ -2,7 +2,7 @@
 
 use super::{
     PgStore,
-    heads::{FULL_LOOK, LONGEST, Looks},
+    heads::Looks,
     letters::{To, bytes},
     rows::{age, claimed, column, count, mail, unzipped},
 };
@@ -76,18 +76,15 @@ impl PgStore {
         let sql = self.query(sql).bind(worker.as_uuid()).bind(names).bind(versions).bind(count(room.sagas));
         let sql = sql.bind(self.inner.portion.bytes().min(count(room.bytes)).max(1));
         let sql = sql.bind(i32::try_from(room.lapses).unwrap_or(i32::MAX));
-        let looks = Looks::of(worker, definitions, room.lapses);
+        let looks = Looks { worker, lapses: room.lapses, definitions };
         let (claimed, found) = match ripe {
             Ripe::Due => {
-                let began = Instant::now();
-                let look = self.heads().begin(looks, began);
+                let look = self.heads().begin(looks, Instant::now());
                 let sql = sql.bind(look.from.unwrap_or(DateTime::UNIX_EPOCH)).bind((LATE + look.since()).as_secs_f64());
                 let claimed = self.inner.portion.tried(self.rows(sql).await).inspect_err(|_| {
                     // They may have been too many to be weighed in the time that there is, or too many are in the way.
                     self.inner.portion.held(room.sagas, room.sagas / 8);
-                    let now = Instant::now();
-                    let pause = now.duration_since(began).clamp(FULL_LOOK, LONGEST);
-                    self.heads().failed(looks, look, DateTime::<Utc>::MAX_UTC, pause, now);
+                    self.heads().failed(looks, look, DateTime::<Utc>::MAX_UTC, Instant::now());
                 })?;
                 let due = claimed.iter().map(|row| column::<DateTime<Utc>>(row, "was_due"));
                 let last = due.collect::<Result<Vec<_>, _>>()?.into_iter().max();

@@ -8,45 +8,44 @@
 use saga_core::{WorkerId, store::DefinitionId};
 use std::{
     collections::HashMap,
-    hash::{DefaultHasher, Hash, Hasher},
     time::{Duration, Instant},
 };
 
 /// Between two full looks, at least.
-pub(super) const FULL_LOOK: Duration = Duration::from_secs(5);
+const FULL_LOOK: Duration = Duration::from_secs(5);
 /// A full look takes so small a share of the time, if it takes long.
 const SHARE: u32 = 20;
-pub(super) const LONGEST: Duration = Duration::from_secs(45);
+const LONGEST: Duration = Duration::from_secs(45);
 /// Those of former workers need not be remembered.
-const KINDS: usize = 64;
+const WORKERS: usize = 64;
+const KINDS: usize = 4096;
 
 /// How long to wait after what reads all that there is and took so long.
 pub(super) fn pause(took: Duration) -> Duration {
     (took * SHARE).clamp(FULL_LOOK, LONGEST)
 }
 
-/// What finds the same: a worker's looks for sagas of these definitions that lapsed so often at most. What one leaves for
-/// that, another takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Looks {
-    worker: WorkerId,
-    lapses: u32,
-    /// A hash of them, in their order.
-    definitions: u64,
+/// A worker's looks for sagas of these definitions that lapsed so often at most.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Looks<'d> {
+    pub(super) worker: WorkerId,
+    pub(super) lapses: u32,
+    pub(super) definitions: &'d [DefinitionId],
 }
 
-impl Looks {
-    pub(super) fn of(worker: WorkerId, definitions: &[DefinitionId], lapses: u32) -> Self {
-        let mut hasher = DefaultHasher::new();
-        definitions.hash(&mut hasher);
-        Self { worker, lapses, definitions: hasher.finish() }
+/// What finds the same. What a look leaves because of its lapses, or its definition, another one takes.
+type Kind = (WorkerId, u32, DefinitionId);
+
+impl Looks<'_> {
+    fn kinds(self) -> impl Iterator<Item = Kind> {
+        self.definitions.iter().map(move |definition| (self.worker, self.lapses, definition.clone()))
     }
 }
 
 /// Where looks begin.
 #[derive(Debug)]
 pub(super) struct Heads<N> {
-    heads: HashMap<Looks, Head<N>>,
+    heads: HashMap<Kind, Head<N>>,
     /// Workers that have missed something: a full look finds it that begins then or later.
     missed: HashMap<WorkerId, Instant>,
     /// How often all that was known has been given up.
@@ -88,26 +87,30 @@ impl<N> Look<N> {
     }
 }
 
-impl<N: Copy> Heads<N> {
-    pub(super) fn begin(&self, looks: Looks, now: Instant) -> Look<N> {
+impl<N: Copy + Ord> Heads<N> {
+    pub(super) fn begin(&self, looks: Looks<'_>, now: Instant) -> Look<N> {
         let full = Look { from: None, full: true, began: now, before: now, age: self.age };
-        match self.heads.get(&looks) {
-            _ if self.missed.contains_key(&looks.worker) => full,
-            // Who has not looked for a while may have missed something.
-            Some(head) if now < head.full_look_at && now.duration_since(head.ended) < FULL_LOOK => {
-                Look { from: head.from, full: false, before: head.answered, ..full }
-            }
+        // Who has not looked for a while may have missed something.
+        let goes_on = |head: &&Head<N>| now < head.full_look_at && now.duration_since(head.ended) < FULL_LOOK;
+        let heads: Option<Vec<&Head<N>>> = looks.kinds().map(|kind| self.heads.get(&kind).filter(goes_on)).collect();
+        match heads {
+            Some(heads) if !self.missed.contains_key(&looks.worker) => Look {
+                from: heads.iter().map(|head| head.from).min().flatten(),
+                full: false,
+                before: heads.iter().map(|head| head.answered).min().unwrap_or(now),
+                ..full
+            },
             _ => full,
         }
     }
 
     /// A look has found all that there was, and the next one may begin at `next`. `None` if there was more than it
     /// could take: the next one begins where this one did.
-    pub(super) fn end(&mut self, looks: Looks, look: Look<N>, next: Option<N>, now: Instant) {
+    pub(super) fn end(&mut self, looks: Looks<'_>, look: Look<N>, next: Option<N>, now: Instant) {
         if look.age != self.age {
             return;
         }
-        if self.heads.len() >= KINDS && !self.heads.contains_key(&looks) {
+        if self.heads.len() >= KINDS && !looks.kinds().all(|kind| self.heads.contains_key(&kind)) {
             self.heads.clear();
         }
         let next = match self.missed.get(&looks.worker) {
@@ -118,33 +121,39 @@ impl<N: Copy> Heads<N> {
             Some(_) => None,
             None => next,
         };
-        let pause = pause(now.duration_since(look.began));
-        let (full_look_at, answered) = (now + pause, look.began);
-        let head = self.heads.entry(looks).or_insert(Head { from: None, full_look_at, ended: now, answered });
-        (head.from, head.ended, head.answered) = (next.or(look.from), now, answered);
-        if look.full {
-            head.full_look_at = now + pause;
+        let (full_look_at, answered) = (now + pause(now.duration_since(look.began)), look.began);
+        for kind in looks.kinds() {
+            let head = self.heads.entry(kind).or_insert(Head { from: None, full_look_at, ended: now, answered });
+            (head.from, head.ended, head.answered) = (next.or(look.from), now, answered);
+            if look.full {
+                head.full_look_at = full_look_at;
+            }
         }
     }
 
-    /// A look has got no answer. If it was a full one that takes too long, looks go on from where those before it ended,
-    /// or, if there were none, from `new`, until after a pause a full one is tried again.
-    pub(super) fn failed(&mut self, looks: Looks, look: Look<N>, new: N, pause: Duration, now: Instant) {
-        if look.age != self.age {
+    /// A look has got no answer. If it was a full one, and takes too long, looks go on for a while from where those before
+    /// it ended, or, if there were none, from `new`. What failed at once says nothing of how long it takes.
+    pub(super) fn failed(&mut self, looks: Looks<'_>, look: Look<N>, new: N, now: Instant) {
+        let took = now.duration_since(look.began);
+        if look.age != self.age || took < FULL_LOOK {
             return;
         }
-        let (full_look_at, answered) = (now, look.began);
-        let head = self.heads.entry(looks).or_insert(Head { from: Some(new), full_look_at, ended: now, answered });
         if look.full {
             self.missed.remove(&looks.worker);
-            head.full_look_at = now + pause;
         }
-        head.ended = now;
+        let (from, full_look_at, answered) = (Some(new), now, look.began);
+        for kind in looks.kinds() {
+            let head = self.heads.entry(kind).or_insert(Head { from, full_look_at, ended: now, answered });
+            if look.full {
+                head.full_look_at = now + pause(took);
+            }
+            head.ended = now;
+        }
     }
 
     /// The worker has missed something: its looks are full ones until one that begins then or later has found it.
     pub(super) fn missed(&mut self, worker: WorkerId, from: Instant) {
-        if self.missed.len() >= KINDS {
+        if self.missed.len() >= WORKERS {
             self.forget();
         }
         self.missed.insert(worker, from);
@@ -160,13 +169,18 @@ impl<N: Copy> Heads<N> {
 mod tests {
     use super::*;
 
-    fn some_looks() -> Looks {
-        Looks::of(WorkerId::generate(), &[], u32::MAX)
+    fn definitions() -> Vec<DefinitionId> {
+        ["order", "trip"].map(|name| DefinitionId { name: name.into(), version: 1 }).into()
+    }
+
+    fn looks(definitions: &[DefinitionId]) -> Looks<'_> {
+        Looks { worker: WorkerId::generate(), lapses: u32::MAX, definitions }
     }
 
     #[test]
     fn a_look_begins_where_the_last_one_ended_and_now_and_then_at_the_beginning() {
-        let (mut heads, looks, now) = (Heads::default(), some_looks(), Instant::now());
+        let (mut heads, both, now) = (Heads::default(), definitions(), Instant::now());
+        let looks = looks(&both);
         let first = heads.begin(looks, now);
         assert_eq!(first.from, None);
         heads.end(looks, first, Some(7), now);
@@ -175,8 +189,7 @@ mod tests {
         heads.end(looks, second, Some(9), now + FULL_LOOK / 2);
         assert_eq!(heads.begin(looks, now + FULL_LOOK / 2).from, Some(9));
         assert_eq!(heads.begin(looks, now + FULL_LOOK).from, None);
-        let other = [DefinitionId { name: "order".into(), version: 1 }];
-        for others in [some_looks(), Looks { lapses: 1, ..looks }, Looks::of(looks.worker, &other, u32::MAX)] {
+        for others in [Looks { worker: WorkerId::generate(), ..looks }, Looks { lapses: 1, ..looks }] {
             assert_eq!(heads.begin(others, now).from, None, "others begin for themselves");
         }
         heads.forget();
@@ -186,7 +199,8 @@ mod tests {
 
     #[test]
     fn after_a_look_that_could_not_take_all_the_next_one_begins_at_the_same_place() {
-        let (mut heads, looks, now) = (Heads::default(), some_looks(), Instant::now());
+        let (mut heads, both, now) = (Heads::default(), definitions(), Instant::now());
+        let looks = looks(&both);
         let first = heads.begin(looks, now);
         heads.end(looks, first, None, now);
         let second = heads.begin(looks, now);
@@ -203,7 +217,8 @@ mod tests {
 
     #[test]
     fn what_a_worker_has_missed_is_found_by_the_next_look() {
-        let (mut heads, looks, now) = (Heads::default(), some_looks(), Instant::now());
+        let (mut heads, both, now) = (Heads::default(), definitions(), Instant::now());
+        let looks = looks(&both);
         let first = heads.begin(looks, now);
         heads.missed(looks.worker, now + FULL_LOOK / 2);
         // It was under way, and may have passed that over.
@@ -215,40 +230,72 @@ mod tests {
     }
 
     #[test]
+    fn a_look_for_several_definitions_begins_where_any_of_them_needs_it() {
+        let (mut heads, both, now) = (Heads::default(), definitions(), Instant::now());
+        let looks = looks(&both);
+        let one = Looks { definitions: &both[..1], ..looks };
+        let second = Duration::from_secs(1);
+        let first = heads.begin(looks, now);
+        heads.end(looks, first, Some(7), now);
+        let look = heads.begin(one, now + second);
+        heads.end(one, look, Some(9), now + second);
+        assert_eq!(heads.begin(one, now + 2 * second).from, Some(9));
+        let next = heads.begin(looks, now + 2 * second);
+        assert_eq!((next.from, next.since()), (Some(7), 2 * second));
+        heads.end(looks, next, Some(11), now + 2 * second);
+        assert_eq!(heads.begin(one, now + 2 * second).from, Some(11));
+    }
+
+    /// When the first full look begins, of those that are taken often enough.
+    fn full_look(heads: &mut Heads<i32>, looks: Looks<'_>, from: Instant) -> Option<Duration> {
+        (0..40).map(|n| n * FULL_LOOK / 2).find(|after| {
+            let look = heads.begin(looks, from + *after);
+            heads.end(looks, look, Some(9), from + *after);
+            look.full
+        })
+    }
+
+    #[test]
     fn a_full_look_that_gets_no_answer_is_not_made_again_and_again() {
-        let (mut heads, looks, now) = (Heads::default(), some_looks(), Instant::now());
+        let (mut heads, both, now) = (Heads::default(), definitions(), Instant::now());
+        let looks = looks(&both);
         let first = heads.begin(looks, now);
         heads.end(looks, first, Some(7), now);
         let full = heads.begin(looks, now + FULL_LOOK);
         assert_eq!(full.from, None);
-        heads.failed(looks, full, 99, LONGEST, now + 3 * FULL_LOOK);
+        heads.failed(looks, full, 99, now + 3 * FULL_LOOK);
         let next = heads.begin(looks, now + 3 * FULL_LOOK);
         assert_eq!((next.from, next.since()), (Some(7), 3 * FULL_LOOK), "since the last one that was answered");
-        heads.failed(looks, next, 99, LONGEST, now + 5 * FULL_LOOK);
+        heads.failed(looks, next, 99, now + 5 * FULL_LOOK);
         let next = heads.begin(looks, now + 5 * FULL_LOOK);
         assert_eq!((next.from, next.since()), (Some(7), 5 * FULL_LOOK), "that was none either");
-        let later = (0..9).map(|n| now + 5 * FULL_LOOK + n * FULL_LOOK);
-        let full = later.map(|at| (at, heads.begin(looks, at))).find(|(at, look)| {
-            heads.end(looks, *look, Some(9), *at);
-            look.full
-        });
-        assert!(full.is_some(), "it is tried again");
+        assert_eq!(full_look(&mut heads, looks, now + 5 * FULL_LOOK), Some(LONGEST - 2 * FULL_LOOK));
     }
 
     #[test]
     fn a_first_look_that_gets_no_answer_keeps_nobody_from_what_is_new() {
-        let (mut heads, looks, now) = (Heads::default(), some_looks(), Instant::now());
+        let (mut heads, both, now) = (Heads::default(), definitions(), Instant::now());
+        let looks = looks(&both);
         let first = heads.begin(looks, now);
-        heads.failed(looks, first, 99, FULL_LOOK, now + FULL_LOOK);
+        heads.failed(looks, first, 99, now + FULL_LOOK);
         let next = heads.begin(looks, now + FULL_LOOK);
         assert_eq!((next.from, next.full, next.since()), (Some(99), false, FULL_LOOK));
-        heads.end(looks, next, Some(99), now + FULL_LOOK);
-        assert!(heads.begin(looks, now + 2 * FULL_LOOK).full);
+        assert_eq!(full_look(&mut heads, looks, now + FULL_LOOK), Some(LONGEST));
+    }
+
+    #[test]
+    fn a_look_that_fails_at_once_is_made_again() {
+        let (mut heads, both, now) = (Heads::default(), definitions(), Instant::now());
+        let looks = looks(&both);
+        let first = heads.begin(looks, now);
+        heads.failed(looks, first, 99, now + Duration::from_secs(1));
+        assert!(heads.begin(looks, now + Duration::from_secs(1)).full);
     }
 
     #[test]
     fn a_full_look_that_takes_long_is_taken_less_often() {
-        let (mut heads, looks, now) = (Heads::default(), some_looks(), Instant::now());
+        let (mut heads, both, now) = (Heads::default(), definitions(), Instant::now());
+        let looks = looks(&both);
         let look = heads.begin(looks, now);
         heads.end(looks, look, Some(1), now + Duration::from_secs(1));
         let full = (2..).map(|second| now + Duration::from_secs(second)).find(|at| {

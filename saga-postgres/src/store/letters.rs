@@ -7,7 +7,7 @@
 
 use super::{
     PgStore,
-    heads::{Heads, LONGEST, Look, Looks, pause},
+    heads::{Heads, Look, Looks, pause},
     rows::{column, count, mail, unzipped},
 };
 use crate::{
@@ -134,7 +134,7 @@ impl Letters {
 }
 
 impl PgStore {
-    pub(super) async fn begin_to_look(&self, to: To, looks: Looks) -> Result<LetterLook, StoreError> {
+    pub(super) async fn begin_to_look(&self, to: To, looks: Looks<'_>) -> Result<LetterLook, StoreError> {
         let letters = &self.inner.letters;
         if let Ok(_alone) = letters.reading.try_lock() {
             self.read_numbers(letters).await?;
@@ -174,7 +174,7 @@ impl PgStore {
     pub(super) fn looked<A>(
         &self,
         to: To,
-        looks: Looks,
+        looks: Looks<'_>,
         look: &LetterLook,
         answer: Result<A, StoreError>,
         all: impl FnOnce(&A) -> bool,
@@ -182,7 +182,7 @@ impl PgStore {
         let (mut heads, now) = (self.inner.letters.heads(to), Instant::now());
         match &answer {
             Ok(found) => heads.end(looks, look.look, all(found).then_some(look.next), now),
-            Err(_) => heads.failed(looks, look.look, look.next, LONGEST, now),
+            Err(_) => heads.failed(looks, look.look, look.next, now),
         }
         drop(heads);
         answer
@@ -215,7 +215,7 @@ impl PgStore {
         limit: usize,
     ) -> Result<Vec<Mail>, StoreError> {
         let (names, versions) = unzipped(definitions)?;
-        let looks = Looks::of(worker, definitions, u32::MAX);
+        let looks = Looks { worker, lapses: u32::MAX, definitions };
         let look = self.begin_to_look(To::Owned, looks).await?;
         let portion = self.inner.portion.bytes();
         let sql = self.query(&self.queries().mail).bind(worker.as_uuid()).bind(names).bind(versions);
