@@ -113,7 +113,7 @@ impl PgOutbox {
         let mut unparked = 0;
         let mut lent = Lent::from(&self.inner.pool).await?;
         for shard in 0..SHARDS {
-            let mut behind = Some(0);
+            let mut behind = Some(0_i64);
             while let Some(last) = behind {
                 let mut tx = in_time(lent.begin_with(READ_COMMITTED)).await?;
                 let lock = self.query(&self.inner.queries.lock_shard).bind(i32::from(shard));
