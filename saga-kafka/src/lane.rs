@@ -1,10 +1,7 @@
 //! One partition on its way through its receiver: a task that takes batches off a queue, in their order, one at a time.
 
 use crate::{binding, dead_letters, metrics::Metrics, publisher::Publisher};
-use rdkafka::{
-    Message as _,
-    message::{Headers, OwnedMessage},
-};
+use rdkafka::{Message as _, message::OwnedMessage};
 use saga_core::transport::{Receiver, Verdict, deliver};
 use std::{
     sync::{
@@ -214,8 +211,7 @@ impl Worker {
 /// How many bytes a record has, about.
 fn bytes_of(record: &OwnedMessage) -> usize {
     let length = |part: Option<&[u8]>| part.map_or(0, <[u8]>::len);
-    let headers = record.headers().into_iter().flat_map(Headers::iter);
-    let headers: usize = headers.map(|header| header.key.len() + length(header.value)).sum();
+    let headers = binding::record_headers(record).map(|header| header.key.len() + length(header.value)).sum::<usize>();
     length(record.payload()) + length(record.key()) + headers
 }
 
