@@ -155,6 +155,9 @@ DOWN = [getattr(sqlite3, "SQLITE_" + name) for name in ("BUSY", "LOCKED", "CANTO
 NO_TOPIC = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError.TOPIC_EXCEPTION, KafkaError._INVALID_ARG)
 REFUSED_FOR_GOOD = (*NO_TOPIC, KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.MSG_SIZE_TOO_LARGE)
 
+# Seconds that a reply topic which cannot be written to, while the broker works, may hold up the commands of others.
+PATIENCE = 60
+
 
 def refuse(_db, _command, problem):
     raise Refused(problem)
@@ -163,6 +166,7 @@ def refuse(_db, _command, problem):
 class Participant:
     def __init__(self, database, producer):
         self.database, self.producer, self.db = database, producer, None
+        self.away = {}  # reply topics that cannot be written to, and since when
 
     def handle(self, message):
         """Everything up to the offset. An exception means: not now, the same record again."""
@@ -174,12 +178,27 @@ class Participant:
         if problem:
             self.bury(message, problem)
         log.info("%s %s: %s", command.op, command.headers["ce_id"], outcome)
+        topic = command.headers["ce_replyto"]
         try:
-            self.publish(command.headers["ce_replyto"], command.headers["ce_sagaid"], reply, command.reply_headers(outcome))
+            self.publish(topic, command.headers["ce_sagaid"], reply, command.reply_headers(outcome))
+            self.away.pop(topic, None)
         except KafkaException as e:
-            if e.args[0].code() not in REFUSED_FOR_GOOD:
+            if e.args[0].code() not in REFUSED_FOR_GOOD and not self.gives_up(topic, message.topic() + ".dlt"):
                 raise
             self.bury(message, f"the reply cannot be published: {e.args[0].str()}")
+
+    def gives_up(self, topic, dead_letters):
+        """Whether a reply topic has been away for so long that others must not wait for it any more."""
+        if time.monotonic() - self.away.setdefault(topic, time.monotonic()) < PATIENCE:
+            return False
+        try:
+            known = self.producer.list_topics(dead_letters, timeout=5).topics[dead_letters].partitions.values()
+        except KafkaException:
+            known = []
+        if known and all(partition.leader >= 0 for partition in known):
+            return True
+        del self.away[topic]  # it is the broker that is away: everything waits, and the topic has its time anew
+        return False
 
     def answer(self, command):
         """(outcome, payload, why the command is a dead letter besides or None)"""

@@ -7,6 +7,8 @@ import sqlite3
 import tempfile
 import unittest
 import uuid
+from types import SimpleNamespace
+from unittest import mock
 
 from confluent_kafka import KafkaError, KafkaException
 
@@ -45,7 +47,13 @@ class FakeProducer:
     """Remembers what it acknowledged. `problems` are met first, one a record."""
 
     def __init__(self):
-        self.sent, self.problems, self.waiting = [], [], []
+        self.sent, self.problems, self.waiting, self.leader = [], [], [], 1
+
+    def list_topics(self, topic, timeout):
+        if self.leader is None:
+            raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+        partitions = {0: SimpleNamespace(leader=self.leader)}
+        return SimpleNamespace(topics={topic: SimpleNamespace(partitions=partitions)})
 
     def produce(self, topic, key, value, headers, on_delivery):
         self.waiting.append((topic, key, value, dict(headers), on_delivery))
@@ -286,6 +294,23 @@ class Replies(Case):
         ((topic, _, _, headers),) = self.send(self.saga)
         self.assertEqual(topic, "loyalty.commands.dlt")
         self.assertIn("the reply cannot be published", headers["saga-dead-letter-reason"])
+
+    def test_a_reply_topic_that_is_away_stops_the_partition_for_a_minute_while_the_broker_works(self):
+        with mock.patch.object(loyalty.time, "monotonic") as clock:
+            for clock.return_value, leader in ((0, 1), (59, 1), (60, -1), (100, 1), (160, None), (161, 1), (220, 1)):
+                self.producer.problems, self.producer.leader = [KafkaError._MSG_TIMED_OUT], leader
+                with self.assertRaises(KafkaException):
+                    self.send(self.saga)
+            clock.return_value = 221
+            self.producer.problems = [KafkaError._MSG_TIMED_OUT]
+            ((topic, _, _, headers),) = self.send(self.saga)
+            self.assertEqual(topic, "loyalty.commands.dlt")
+            self.assertIn("the reply cannot be published", headers["saga-dead-letter-reason"])
+            # It is answered as soon as that is possible, and has its minute anew.
+            self.assertEqual(self.answer(self.saga), ("success", {"balance": 10}))
+            self.producer.problems = [KafkaError._MSG_TIMED_OUT]
+            with self.assertRaises(KafkaException):
+                self.send(self.saga)
 
 
 class DeadLetters(Case):

@@ -93,6 +93,7 @@ pub mod machine;
 mod memory;
 pub mod message;
 pub mod participant;
+mod portions;
 mod retry;
 pub mod store;
 #[cfg(feature = "testing")]

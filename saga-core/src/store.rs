@@ -358,7 +358,8 @@ pub trait Store: Send + Sync + 'static {
     async fn append(&self, worker: WorkerId, batch: &[Append]) -> Result<Vec<Appended>, StoreError>;
 
     /// Takes unowned sagas of these definitions that are `ripe`, as many as there is room for, and reads them: of the
-    /// due ones those that have been due longest. What a record has of its saga's mail may be less than all: the
+    /// due ones those that have been due longest. A worker asks for those of its definitions that it has room for, which
+    /// are others from call to call. What a record has of its saga's mail may be less than all: the
     /// oldest. A saga all of whose mail came while it was owned may be left out, of those with mail, for up to a minute.
     async fn claim(
         &self,

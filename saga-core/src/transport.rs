@@ -81,7 +81,7 @@ pub struct Subscription {
     pub group: String,
     /// The topics.
     pub topics: Vec<String>,
-    /// How many messages a batch has at most.
+    /// How many messages a batch has at most. Heavy ones come in [smaller ones](deliver).
     pub batch: usize,
 }
 

@@ -23,8 +23,6 @@ const MANY: usize = 1000;
 const FEW: usize = 300;
 const MUCH: usize = 16 << 20;
 const LITTLE: usize = 4 << 20;
-/// So many bytes are handed to a receiver at a time, about.
-const LOAD: usize = 4 << 20;
 
 /// What every lane of a consumer works with.
 pub(crate) struct Works {
@@ -154,17 +152,14 @@ impl Worker {
                 () = self.stop.cancelled() => return,
                 count = self.records.recv_many(&mut batch, self.works.batch) => if count == 0 { return },
             }
-            let mut bytes = 0;
-            for load in batch.chunk_by(|one, _| goes_on(&mut bytes, bytes_of(one))) {
-                if self.stop.is_cancelled() || !self.deal_with(load).await {
-                    return;
-                }
-                self.state.waiting.fetch_sub(load.len(), Ordering::Relaxed);
-                self.state.bytes.fetch_sub(load.iter().map(bytes_of).sum(), Ordering::Relaxed);
-                if let Some(last) = load.last() {
-                    self.state.next.store(last.offset() + 1, Ordering::Release);
-                    self.works.progress.store(true, Ordering::Release);
-                }
+            if !self.deal_with(&batch).await {
+                return;
+            }
+            self.state.waiting.fetch_sub(batch.len(), Ordering::Relaxed);
+            self.state.bytes.fetch_sub(batch.iter().map(bytes_of).sum(), Ordering::Relaxed);
+            if let Some(last) = batch.last() {
+                self.state.next.store(last.offset() + 1, Ordering::Release);
+                self.works.progress.store(true, Ordering::Release);
             }
             batch.clear();
         }
@@ -213,29 +208,4 @@ fn bytes_of(record: &OwnedMessage) -> usize {
     let length = |part: Option<&[u8]>| part.map_or(0, <[u8]>::len);
     let headers = binding::record_headers(record).map(|header| header.key.len() + length(header.value)).sum::<usize>();
     length(record.payload()) + length(record.key()) + headers
-}
-
-/// Whether what comes behind something of so many bytes goes along with it.
-fn goes_on(load: &mut usize, bytes: usize) -> bool {
-    *load += bytes;
-    let goes_on = *load < LOAD;
-    if !goes_on {
-        *load = 0;
-    }
-    goes_on
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_load_ends_with_the_record_that_makes_it_heavy() {
-        let loads = |bytes: &[usize]| {
-            let mut load = 0;
-            bytes.chunk_by(|one, _| goes_on(&mut load, *one)).map(<[usize]>::len).collect::<Vec<_>>()
-        };
-        assert_eq!(loads(&[1; 500]), [500]);
-        assert_eq!(loads(&[LOAD / 2, LOAD / 2, 1, 2 * LOAD, 3]), [2, 2, 1]);
-    }
 }

@@ -174,9 +174,9 @@ async fn a_topic_that_does_not_exist_is_asked_about_for_seconds_only_once() {
         assert!(matches!(answers[..], [Err(PublishError::Refused(_))]), "{answers:?}");
         began.elapsed()
     };
-    refused().await;
-    let again = refused().await;
-    assert!(again < Duration::from_secs(2), "{again:?}");
+    // Four questions with a second between each, and one: so much less, however slow the machine.
+    let (first, again) = (refused().await, refused().await);
+    assert!(again + Duration::from_secs(2) < first, "{again:?} after {first:?}");
     world.broker.create_topics(&[TopicSpec::new("later")]).unwrap();
     assert_eq!(world.kafka.publish(std::slice::from_ref(&sent)).await, vec![Ok(())]);
 }

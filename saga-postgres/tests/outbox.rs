@@ -355,18 +355,23 @@ async fn a_topic_that_was_put_right_is_unparked_as_a_whole() {
     assert!(keys.iter().all(|key| broker.of_key(key) == [0, 1, 2]));
 }
 
-/// In one statement, all of it could be too much for the time that there is.
-#[tokio::test]
-async fn what_waits_behind_a_refused_event_is_given_back_some_at_a_time_and_in_its_order() {
-    let setup = fresh().await;
-    let broker = Broker::new();
+/// One event is refused, and 1,299 wait behind it.
+async fn many_are_parked(setup: &Setup, broker: &Arc<Broker>) {
     broker.decide(|outgoing| if outgoing.message.data == b"0" { refused() } else { Ok(()) });
-    let relay = setup.relay(&broker).await;
+    let relay = setup.relay(broker).await;
     setup.publish("a", 0).await;
     setup.until("SELECT count(*) = 1 FROM {schema}.saga_outbox_parked").await;
     setup.publish_quietly(&["a"], 1..1300).await;
     setup.until("SELECT count(*) = 1300 FROM {schema}.saga_outbox_parked").await;
     relay.stop().await;
+}
+
+/// In one statement, all of it could be too much for the time that there is.
+#[tokio::test]
+async fn what_waits_behind_a_refused_event_is_given_back_some_at_a_time_and_in_its_order() {
+    let setup = fresh().await;
+    let broker = Broker::new();
+    many_are_parked(&setup, &broker).await;
     let refused = &setup.outbox.parked(10).await.unwrap()[0];
     assert!(setup.outbox.discard(refused.id).await.unwrap());
     assert!(setup.is_true("SELECT count(*) = 799 FROM {schema}.saga_outbox_parked").await);
@@ -382,13 +387,7 @@ async fn what_waits_behind_a_refused_event_is_given_back_some_at_a_time_and_in_i
 async fn many_parked_events_of_a_topic_are_given_back_some_at_a_time_and_in_their_order() {
     let setup = fresh().await;
     let broker = Broker::new();
-    broker.decide(|outgoing| if outgoing.message.data == b"0" { refused() } else { Ok(()) });
-    let relay = setup.relay(&broker).await;
-    setup.publish("a", 0).await;
-    setup.until("SELECT count(*) = 1 FROM {schema}.saga_outbox_parked").await;
-    setup.publish_quietly(&["a"], 1..1300).await;
-    setup.until("SELECT count(*) = 1300 FROM {schema}.saga_outbox_parked").await;
-    relay.stop().await;
+    many_are_parked(&setup, &broker).await;
     let refused = "WITH refused AS (UPDATE {schema}.saga_outbox_parked SET reason = 'no' RETURNING 1)
                    SELECT count(*) = 1300 FROM refused";
     assert!(setup.is_true(refused).await);

@@ -479,6 +479,26 @@ async fn a_migration_comes_to_its_end_while_handlers_are_at_work_all_the_time() 
     old.has_its_indexes().await;
 }
 
+/// A process that drops an index dies while it waits for those who use the table.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_was_dropped_by_half_is_dropped_by_the_next_migration() {
+    let old = Old::release().await;
+    let mut somebody = PgConnection::connect(&old.url).await.unwrap();
+    let mut tx = somebody.begin().await.unwrap();
+    let read = format!("SELECT FROM {}.saga_inbox", old.schema);
+    sqlx::query(AssertSqlSafe(read)).execute(&mut *tx).await.unwrap();
+    let mut dies = PgConnection::connect(&old.url).await.unwrap();
+    sqlx::raw_sql("SET statement_timeout = 300").execute(&mut dies).await.unwrap();
+    let drop = format!("DROP INDEX CONCURRENTLY {}.saga_inbox_received", old.schema);
+    sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut dies).await.unwrap_err();
+    let half =
+        "SELECT count(*) FROM pg_index WHERE indexrelid = '{schema}.saga_inbox_received'::regclass AND NOT indisvalid";
+    assert_eq!(old.number(half).await, 1);
+    tx.rollback().await.unwrap();
+    old.store().await.migrate().await.unwrap();
+    old.has_its_indexes().await;
+}
+
 async fn eight_at_once(url: &str, schema: &str) {
     let stores = try_join_all((0..8).map(|_| PgStore::options(url).unwrap().schema(schema).connections(2).connect()));
     let stores = stores.await.unwrap();

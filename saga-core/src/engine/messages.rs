@@ -11,6 +11,7 @@ use crate::{
     Encoded,
     definition::Sending,
     message::{CommandAttributes, Message, Reply},
+    portions::portions,
     store::{Hint, Mail, Posted, StoreError},
     trace::Tracing,
     transport::{
@@ -188,7 +189,7 @@ impl Replies {
     async fn posted(&self, mail: &[Mail]) -> Result<Vec<Result<Posted, String>>, Unavailable> {
         let mut answers = vec![];
         let portion = self.portion.load(Ordering::Relaxed);
-        let mut parts: Vec<&[Mail]> = portions(mail, portion).collect();
+        let mut parts: Vec<&[Mail]> = portions(mail, portion, |mail| mail.body.len()).collect();
         parts.reverse();
         while let Some(part) = parts.pop() {
             // The semaphore is never closed.
@@ -211,36 +212,5 @@ impl Replies {
         }
         self.portion.store((2 * portion).min(PORTION), Ordering::Relaxed);
         Ok(answers)
-    }
-}
-
-/// Letters for one statement each.
-fn portions(mail: &[Mail], portion: usize) -> impl Iterator<Item = &[Mail]> {
-    let mut bytes = 0;
-    mail.chunk_by(move |one, _| {
-        bytes += one.body.len();
-        let goes_on = bytes < portion;
-        if !goes_on {
-            bytes = 0;
-        }
-        goes_on
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::SagaId;
-
-    #[test]
-    fn a_portion_ends_with_the_letter_that_makes_it_heavy() {
-        let letter = |bytes| Mail { saga: SagaId::generate(), message: String::new(), body: vec![0; bytes] };
-        let lengths = |bytes: &[usize]| {
-            let mail: Vec<Mail> = bytes.iter().copied().map(letter).collect();
-            portions(&mail, PORTION).map(<[Mail]>::len).collect::<Vec<_>>()
-        };
-        assert_eq!(lengths(&[]), [0; 0]);
-        assert_eq!(lengths(&[1; 500]), [500]);
-        assert_eq!(lengths(&[PORTION / 2, PORTION / 2, 1, 2 * PORTION, 3]), [2, 2, 1]);
     }
 }

@@ -40,6 +40,9 @@ const MAIL_AT_A_TIME: usize = 1000;
 /// What takes long and is done again and again takes one part in so many of the time.
 pub(crate) const SELDOM: u32 = 20;
 
+/// Between two looks for what is owned here and not known, if these take long.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
 /// How long what is put back is waited for.
 const A_WHILE: Duration = Duration::from_secs(2);
 
@@ -138,7 +141,7 @@ pub(crate) async fn find_work(shared: Arc<Shared>) {
             is_known = give_back(&shared, &lease, &mut rarely_back).await;
             let (took, config) = (now.elapsed(), &shared.config);
             let pause = if is_known {
-                (config.lease / 2).max((SELDOM * took).min(LOOK_FOR_LATE))
+                (config.lease / 2).max((SELDOM * took).min(LONGEST_PAUSE))
             } else {
                 config.poll.max(took)
             };

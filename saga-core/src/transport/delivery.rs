@@ -1,14 +1,17 @@
-use super::{Receiver, Unavailable, Verdict};
-use crate::{error::panic_message, message::Message};
+use super::{Receiver, Unavailable, Verdict, local::size};
+use crate::{error::panic_message, message::Message, portions::portions};
 use futures::FutureExt;
 use std::{panic::AssertUnwindSafe, pin::pin, time::Duration};
 use tokio::time::sleep;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// So many bytes are handed to a receiver at a time, about.
+const PORTION: usize = 4 << 20;
 
 /// Gives a batch to a receiver, again and again until it has answered for it, as the [contract](super) says; for implementers of a transport.
 ///
+/// A batch of more than four mebibytes comes to it in portions of that size, or of one message.
 /// Pauses from 100 milliseconds to 5 seconds lie between the tries. A receiver that panics, or gives a wrong number of verdicts, is given the batch once more, and then its messages
 /// one by one; the one that it breaks on even then is a dead letter. `None` if `stop` ended first: it is heeded between the tries only, so that what is under way ends.
 pub async fn deliver(
@@ -17,6 +20,18 @@ pub async fn deliver(
     stop: impl Future<Output = ()>,
 ) -> Option<Vec<Verdict>> {
     let mut stop = pin!(stop.fuse());
+    let mut verdicts = Vec::with_capacity(batch.len());
+    for portion in portions(batch, PORTION, size) {
+        verdicts.extend(deliver_at_once(receiver, portion, &mut stop).await?);
+    }
+    Some(verdicts)
+}
+
+async fn deliver_at_once(
+    receiver: &dyn Receiver,
+    batch: &[Message],
+    stop: &mut (impl Future<Output = ()> + Unpin),
+) -> Option<Vec<Verdict>> {
     let mut pauses = Pauses(FIRST_PAUSE);
     let mut broke_before = false;
     loop {
@@ -32,7 +47,7 @@ pub async fn deliver(
                 broke_before = true;
             }
         }
-        pauses.wait(&mut stop).await?;
+        pauses.wait(stop).await?;
     }
     let mut verdicts = Vec::with_capacity(batch.len());
     for message in batch.chunks(1) {
@@ -47,7 +62,7 @@ pub async fn deliver(
                     verdicts.push(Verdict::DeadLetter(reason));
                     break;
                 }
-                Tried::Unavailable(_) => pauses.wait(&mut stop).await?,
+                Tried::Unavailable(_) => pauses.wait(stop).await?,
             }
         }
     }
@@ -79,5 +94,34 @@ impl Pauses {
             () = stop => None,
             () = sleep(pause) => Some(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Encoded;
+    use async_trait::async_trait;
+    use std::sync::Mutex;
+
+    /// Notes how many messages come at a time.
+    #[derive(Default)]
+    struct Counter(Mutex<Vec<usize>>);
+
+    #[async_trait]
+    impl Receiver for Counter {
+        async fn receive(&self, batch: &[Message]) -> Result<Vec<Verdict>, Unavailable> {
+            self.0.lock().unwrap().push(batch.len());
+            Ok(batch.iter().map(|message| Verdict::DeadLetter(message.key.clone())).collect())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_heavy_batch_comes_in_portions_and_each_message_has_its_verdict() {
+        let (counter, heavy) = (Counter::default(), Encoded::of(&"x".repeat(PORTION / 2)).unwrap());
+        let batch: Vec<Message> = (0..5).map(|n| Message::event("test", "test.v1", n.to_string(), &heavy)).collect();
+        let verdicts = deliver(&counter, &batch, std::future::pending()).await.unwrap();
+        assert_eq!(verdicts, batch.iter().map(|message| Verdict::DeadLetter(message.key.clone())).collect::<Vec<_>>());
+        assert_eq!(*counter.0.lock().unwrap(), [2, 2, 1]);
     }
 }

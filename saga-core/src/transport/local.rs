@@ -149,7 +149,7 @@ impl Transport for LocalTransport {
     }
 }
 
-fn size(message: &Message) -> usize {
+pub(super) fn size(message: &Message) -> usize {
     let text = |texts: &std::collections::BTreeMap<String, String>| -> usize {
         texts.iter().map(|(name, value)| name.len() + value.len()).sum()
     };
