@@ -6,14 +6,17 @@ use saga_core::{
     CompensationCx, Cx, Encoded, Engine, EngineBuilder, Error, MemoryStore, Out, Outcome, Retry, Saga, SagaBuilder,
     SagaId, StepError, WorkerId,
     machine::{Event, Status},
-    message::{Answer, CommandAttributes, Message},
+    message::{Answer, CommandAttributes, CommandId, Message, Op},
     participant::Command,
     store::{
         Append, Appended, Census, DefinitionId, Hint, Mail, Posted, Record, Ripe, Room, SnapshotChange, Start, Started,
         Store, StoreError, Then,
     },
     testing::World,
-    transport::{Consumer, LocalTransport, Outgoing, Receiver, Subscription, Transport, Unavailable, Verdict},
+    transport::{
+        Consumer, LocalTransport, Outgoing, PublishError, Receiver, Subscription, Transport, TransportError, Unavailable,
+        Verdict,
+    },
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -317,6 +320,81 @@ async fn a_reply_that_comes_before_a_release_is_answered_is_not_left_until_the_n
     let outcome = timeout(10 * SECOND, parcel.outcome()).await.expect("the reply is heard at the next poll only");
     assert_eq!(outcome.unwrap(), Outcome::Completed(7));
     assert!(replied.elapsed() > 3 * SECOND, "it was in memory still");
+}
+
+/// Takes replies for nobody, from many partitions at once.
+#[derive(Default)]
+struct Partitions(Mutex<Option<Arc<dyn Receiver>>>);
+
+struct Subscribed;
+
+#[async_trait]
+impl Consumer for Subscribed {
+    async fn stop(self: Box<Self>) {}
+}
+
+#[async_trait]
+impl Transport for Partitions {
+    async fn publish(&self, batch: &[Outgoing]) -> Vec<Result<(), PublishError>> {
+        vec![Ok(()); batch.len()]
+    }
+    async fn subscribe(
+        &self,
+        _: Subscription,
+        receiver: Arc<dyn Receiver>,
+    ) -> Result<Box<dyn Consumer>, TransportError> {
+        *self.0.lock().unwrap() = Some(receiver);
+        Ok(Box::new(Subscribed))
+    }
+    fn system(&self) -> &'static str {
+        "local"
+    }
+    fn max_message_bytes(&self) -> usize {
+        1 << 20
+    }
+}
+
+/// Each post takes a second.
+#[derive(Default)]
+struct SlowPost {
+    at_once: AtomicUsize,
+    most_at_once: AtomicUsize,
+}
+
+#[async_trait]
+impl Rig for Arc<SlowPost> {
+    async fn before(&self, call: &str, _: &MemoryStore, _: &[Append]) -> Result<(), StoreError> {
+        if call == "post" {
+            self.most_at_once.fetch_max(self.at_once.fetch_add(1, SeqCst) + 1, SeqCst);
+            sleep(SECOND).await;
+            self.at_once.fetch_sub(1, SeqCst);
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn replies_of_many_partitions_leave_connections_to_the_rest() {
+    let (wire, rig) = (Arc::new(Partitions::default()), Arc::new(SlowPost::default()));
+    let store = Rigged { store: MemoryStore::default(), rig: rig.clone() };
+    let builder = Engine::builder(store).transport("shop", wire.clone()).register::<Parcel>(()).unwrap();
+    let _engine = builder.start().await.unwrap();
+    let receiver = wire.0.lock().unwrap().clone().unwrap();
+    let reply = |n: usize| {
+        let id = CommandId { saga: SagaId::generate(), step: "post".into(), generation: 0 };
+        let attributes = CommandAttributes { id, op: Op::Do, attempt: 1, reply_to: "shop.replies".into() };
+        let command = attributes.message("shop", Post::TYPE, &Encoded::of(&n).unwrap());
+        attributes.reply("post", &command, &Answer::Success(Encoded::of(&7).unwrap()))
+    };
+    let began = Instant::now();
+    let partitions = (0..40).map(|n| {
+        let (receiver, reply) = (receiver.clone(), reply(n));
+        async move { receiver.receive(&[reply]).await.unwrap().remove(0) }
+    });
+    for verdict in futures::future::join_all(partitions).await {
+        assert!(matches!(verdict, Verdict::DeadLetter(reason) if reason.contains("there is no saga")));
+    }
+    assert_eq!((rig.most_at_once.load(SeqCst), began.elapsed().as_secs()), (4, 10));
 }
 
 /// What becomes of the appends but the first one, until they are let through. Letters are counted.

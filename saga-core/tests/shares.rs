@@ -95,3 +95,22 @@ async fn a_definition_that_hangs_leaves_places_to_others() {
 async fn a_definition_that_is_heavy_leaves_memory_to_others() {
     beside_what_hangs(true, |config| config.memory = 64_000).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_place_that_becomes_free_goes_to_what_waits_in_the_store_before_anybody_looks_again() {
+    let gate = Arc::new(Gate(watch::Sender::new(false)));
+    let builder = Engine::builder(MemoryStore::default()).register::<Hangs>(gate.clone()).unwrap();
+    let few = |config: &mut Config| (config.sagas, config.poll) = (16, HOUR);
+    let engine = builder.configure(few).start().await.unwrap();
+    let mut hanging = vec![];
+    for n in 0..MANY {
+        hanging.push(engine.sagas::<Hangs>().submit(n.to_string(), false).await.unwrap());
+    }
+    tokio::time::sleep(10 * SECOND).await;
+    gate.0.send_replace(true);
+    let opened = Instant::now();
+    for saga in hanging {
+        assert_eq!(saga.outcome().await.unwrap(), Outcome::Completed(()));
+    }
+    assert!(opened.elapsed() < HOUR / 60, "they waited for a look: {:?}", opened.elapsed());
+}

@@ -586,3 +586,38 @@ async fn a_store_works_over_a_socket() {
     store.migrate().await.unwrap();
     an_order_ends(&store).await;
 }
+
+/// Planned for an empty table, a statement may read all of it for each row that it looks up. Such a plan would stay until
+/// the table is analyzed.
+#[tokio::test]
+async fn a_plan_that_was_made_while_a_table_was_empty_is_not_kept_when_it_has_grown() {
+    const ROWS: i64 = 20_000;
+    let Setup { store, url, schema } = fresh(|_, sql| sql).await;
+    run(&url, &format!("ALTER TABLE {schema}.saga SET (autovacuum_enabled = off)")).await;
+    run(&url, &format!("VACUUM {schema}.saga")).await;
+    let post = async || {
+        let mail = || Mail { saga: SagaId::generate(), message: "m".into(), body: b"{}".to_vec() };
+        store.post(&[mail(), mail(), mail()]).await.unwrap();
+    };
+    post().await;
+    let fill = format!(
+        "INSERT INTO {schema}.saga (id, name, version, key, input, status) \
+         SELECT gen_random_uuid(), 'order', 1, n::text, '1', 3 FROM generate_series(1, {ROWS}) n"
+    );
+    run(&url, &fill).await;
+    let mut looking = PgConnection::connect(&url).await.unwrap();
+    let mut read = async || -> i64 {
+        let sql = format!("SELECT idx_tup_fetch FROM pg_stat_user_tables WHERE relid = '{schema}.saga'::regclass");
+        sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut looking).await.unwrap()
+    };
+    eventually("it reads few rows", async || {
+        let before = read().await;
+        // For longer than the server takes to count what was read.
+        for _ in 0..30 {
+            post().await;
+            sleep(Duration::from_millis(50)).await;
+        }
+        read().await - before < ROWS
+    })
+    .await;
+}

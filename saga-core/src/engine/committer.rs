@@ -439,3 +439,16 @@ async fn write_until_answered<W: Write>(
     let unanswered = || Err(StoreError::Unavailable("nobody waited for the answer".into()));
     answers.into_iter().map(|answer| answer.unwrap_or_else(unanswered)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_heavy_is_tried_again_ever_more_seldom_while_somebody_holds_its_row_and_what_is_light_is_not() {
+        for (busy, heavy) in [(0, AGAIN), (1_000, SELDOM / 2), (60_000, SELDOM)] {
+            let busy = Duration::from_millis(busy);
+            assert_eq!((pause(busy, HEAVY - 1), pause(busy, HEAVY)), (AGAIN, heavy));
+        }
+    }
+}

@@ -34,6 +34,10 @@ pub(crate) struct Route {
 const LIFETIME: Duration = Duration::from_secs(600);
 /// A connection that was looked at within this time is used without another look.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
+/// Its statements are planned anew after `LOOK_AFTER` at first, then after twice as long each time, up to this. A plan
+/// is made for tables of the size that they have then. If they were empty, it may read all of them for each row that it
+/// looks up; and it is kept until their statistics are made anew, which may be hours.
+const PLANS_LAST: Duration = Duration::from_secs(30);
 /// How long a look may take. A connection that leads nowhere is found out by this.
 const LOOK_WITHIN: Duration = Duration::from_secs(2);
 
@@ -45,6 +49,9 @@ pub(crate) struct Opened {
     address: String,
     since: Instant,
     looked: Instant,
+    /// When its statements are planned anew, and for how long those plans are good.
+    replan_at: Instant,
+    plans_last: Duration,
 }
 
 impl fmt::Debug for Opened {
@@ -119,8 +126,8 @@ impl Route {
                 None
             }
         };
-        let now = Instant::now();
-        Ok(Opened { connection, mark, address, since: now, looked: now })
+        let (now, plans_last) = (Instant::now(), LOOK_AFTER);
+        Ok(Opened { connection, mark, address, since: now, looked: now, replan_at: now + plans_last, plans_last })
     }
 
     /// Whether the connections of this route keep their sessions. To be asked before any is set up: what is set in a
@@ -231,10 +238,7 @@ impl Opened {
             return Ok(false);
         }
         if self.looked.elapsed() >= LOOK_AFTER {
-            let looked = match &self.mark {
-                Some(mark) => timeout(LOOK_WITHIN, mark.holds(&mut self.connection, &self.address)).await,
-                None => timeout(LOOK_WITHIN, can_write(&mut self.connection, &self.address)).await,
-            };
+            let looked = timeout(LOOK_WITHIN, self.look()).await;
             looked.unwrap_or_else(|_| {
                 let reason = format!("no answer within {LOOK_WITHIN:?}");
                 Err(SetupError::Unreachable { address: self.address.clone(), reason })
@@ -242,6 +246,18 @@ impl Opened {
             self.looked = Instant::now();
         }
         Ok(true)
+    }
+
+    async fn look(&mut self) -> Result<(), SetupError> {
+        let Some(mark) = &self.mark else { return can_write(&mut self.connection, &self.address).await };
+        mark.holds(&mut self.connection, &self.address).await?;
+        // Where sessions do not last, statements have no names, and are planned each time.
+        if Instant::now() >= self.replan_at {
+            sqlx::raw_sql("DISCARD PLANS").execute(&mut self.connection).await?;
+            self.plans_last = (2 * self.plans_last).min(PLANS_LAST);
+            self.replan_at = Instant::now() + self.plans_last;
+        }
+        Ok(())
     }
 
     /// When it was last known to be right.

@@ -193,6 +193,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_topic_is_read_in_its_order_and_no_further_than_where_it_begins() {
+        let mut setup = fresh().await;
+        setup
+            .run(
+                "INSERT INTO {schema}.saga_outbox
+                     (shard, id, aggregatetype, aggregateid, type, source, time, content_type, payload)
+                 SELECT n % 64, gen_random_uuid(), 'away', n::text, 't', 's', now(), 'c', 'x'
+                 FROM generate_series(1, 20000) n",
+            )
+            .await;
+        setup.run("ANALYZE {schema}.saga_outbox").await;
+        crate::connection::Settings::of_a_relay(Duration::from_secs(60)).set(&mut setup.looking).await.unwrap();
+        let heads = setup.outbox.inner.queries.heads.as_str();
+        let shards = (0..64).map(|shard| shard.to_string()).collect::<Vec<_>>().join(",");
+        let explain = format!(
+            "PREPARE heads AS {heads};
+             EXPLAIN (ANALYZE, BUFFERS, SUMMARY off, FORMAT JSON)
+             EXECUTE heads('{{{shards}}}', 20000, '{{away}}', '{{1}}')"
+        );
+        let plan = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut setup.looking).await.unwrap();
+        let plan: serde_json::Value = serde_json::from_str(&plan.get_unchecked::<String, _>(0)).unwrap();
+        let pages = |kind: &str| plan[0]["Plan"][kind].as_u64().unwrap();
+        let read = pages("Shared Hit Blocks") + pages("Shared Read Blocks");
+        // All of it is in some six hundred pages, each of which has events of every shard.
+        assert!(read < 64 * 20, "{read} pages");
+    }
+
+    #[tokio::test]
     async fn a_number_is_settled_when_all_have_ended_that_may_have_it_or_a_lower_one() {
         let mut setup = fresh().await;
         setup.look().await;
