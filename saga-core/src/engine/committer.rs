@@ -14,7 +14,7 @@ use crate::{
     store::{Append, Appended, Start, Started, Store, StoreError},
 };
 use async_trait::async_trait;
-use futures::StreamExt;
+use futures::{StreamExt, stream::FuturesUnordered};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -22,7 +22,7 @@ use std::{
 };
 use tokio::{
     sync::{Semaphore, mpsc, oneshot},
-    time::{Instant, sleep, sleep_until, timeout_at},
+    time::{Instant, sleep, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -32,6 +32,12 @@ pub(crate) const AGAIN: Duration = Duration::from_millis(10);
 const SELDOM: Duration = Duration::from_secs(1);
 /// What got no answer and has so many bytes is sent again in halves.
 const MUCH: usize = 64 << 10;
+/// When so many wait, a statement for them costs little by itself.
+const MANY: usize = 64;
+/// More than a statement takes as a rule.
+const LONG: Duration = Duration::from_millis(20);
+/// How often it is looked whether another statement is to begin.
+const LOOK: Duration = Duration::from_millis(2);
 /// A key that somebody held is taken to be held for so long after that.
 const HELD: Duration = Duration::from_secs(15);
 /// So many statements at a time wait for somebody's transaction.
@@ -43,7 +49,7 @@ const CONTENDED: u32 = 10;
 
 pub(crate) struct Committer {
     starts: ByWeight<mpsc::Sender<Waiting<Start, Started>>>,
-    appends: ByWeight<Vec<mpsc::UnboundedSender<WaitingAppend>>>,
+    appends: ByWeight<mpsc::UnboundedSender<WaitingAppend>>,
     /// What is heavy passes it, appends one and starts the other.
     gate: Gate,
     starts_gate: Gate,
@@ -100,15 +106,15 @@ impl Committer {
             spawn.task(commit_starts(aside.clone(), waiting, config.batch, spawn.clone()));
             starts
         };
-        let append = || {
+        let appends = |at_once| {
             let (appends, waiting) = mpsc::unbounded_channel();
-            spawn.task(commit_appends(store.clone(), waiting, config.batch));
+            spawn.task(commit_appends(store.clone(), waiting, config.batch, at_once));
             appends
         };
         Self {
             starts: ByWeight { light: starts(), heavy: starts() },
             // One is enough: what is heavy passes the gate, a little at a time.
-            appends: ByWeight { light: (0..config.committers).map(|_| append()).collect(), heavy: vec![append()] },
+            appends: ByWeight { light: appends(config.committers), heavy: appends(1) },
             gate: Gate::new(),
             starts_gate: Gate::new(),
         }
@@ -138,11 +144,9 @@ impl Committer {
         turn: Turn,
     ) -> oneshot::Receiver<Result<Appended, StoreError>> {
         let (answer, answered) = oneshot::channel();
-        // The low bits of a UUIDv7 are random.
         let appends = self.appends.with(Appends::weight(&entry));
-        let shard = entry.saga.as_uuid().as_u128() as usize % appends.len();
         // A closed channel means that the engine stops; the caller sees that by its receiver.
-        let _ = appends[shard].send(Waiting { entry: (lease.clone(), entry), answer, busy: None, turn });
+        let _ = appends.send(Waiting { entry: (lease.clone(), entry), answer, busy: None, turn });
         answered
     }
 }
@@ -308,65 +312,83 @@ impl Aside {
 /// An append under a lease, and who waits for it.
 type WaitingAppend = Waiting<(Lease, Append), Appended>;
 
-async fn commit_appends(store: Arc<dyn Store>, mut waiting: mpsc::UnboundedReceiver<WaitingAppend>, limit: usize) {
-    let mut batch: Vec<WaitingAppend> = vec![];
+/// What a statement costs by itself is shared by all that is in it. So one is under way at a time, and another one begins
+/// beside it only when so many wait that this makes no difference, or when the one that began last takes long: its
+/// connection may lead nowhere. What comes meanwhile wakes nobody.
+async fn commit_appends(
+    store: Arc<dyn Store>,
+    mut waiting: mpsc::UnboundedReceiver<WaitingAppend>,
+    limit: usize,
+    at_once: usize,
+) {
+    let (mut batch, mut writing, mut last_began) = (vec![], FuturesUnordered::new(), Instant::now());
     // What somebody holds, and when it is tried again. It holds up nobody meanwhile.
     let mut busy: Vec<(Instant, WaitingAppend)> = vec![];
     loop {
-        let taken = waiting.recv_many(&mut batch, limit);
-        match busy.iter().map(|(again, _)| *again).min() {
-            None => {
-                if taken.await == 0 {
-                    return;
-                }
-            }
-            Some(again) => {
-                if timeout_at(again, taken).await == Ok(0) {
-                    sleep_until(again).await;
-                }
-            }
-        }
         let now = Instant::now();
-        batch.extend(busy.extract_if(.., |(again, _)| *again <= now).map(|(_, waiting)| waiting));
-        if batch.is_empty() {
-            continue;
-        }
-        // After a loss of the lease, appends under the old identity and the new one may wait side by side.
-        let mut by_worker: HashMap<WorkerId, Vec<_>> = HashMap::new();
-        for waiting in batch.drain(..) {
-            by_worker.entry(waiting.entry.0.worker()).or_default().push(waiting);
-        }
-        for (worker, waiting) in by_worker {
-            let mut leases = vec![];
-            let mut entries = vec![];
-            let mut answers = vec![];
-            let mut held = vec![];
-            let mut turns = vec![];
-            for Waiting { entry: (lease, entry), answer, busy, turn } in waiting {
-                turns.push(turn);
-                leases.push(lease);
-                held.push(busy);
-                entries.push(entry);
-                answers.push(answer);
+        let takes_long = last_began + LONG <= now;
+        if writing.is_empty() || (writing.len() < at_once && (takes_long || waiting.len() >= MANY)) {
+            batch.extend(busy.extract_if(.., |(again, _)| *again <= now).map(|(_, waiting)| waiting));
+            while batch.len() < limit
+                && let Ok(next) = waiting.try_recv()
+            {
+                batch.push(next);
             }
-            let written = write_until_answered(&entries, &answers, &Appends(&*store, worker)).await;
-            drop(turns);
-            let all = leases.into_iter().zip(entries).zip(answers).zip(held).zip(written);
-            for ((((lease, entry), answer), held), written) in all {
-                match written {
-                    Ok(Appended::Busy) if !answer.is_closed() => {
-                        let (since, said) = still_busy(&entry, held);
-                        let entry = (lease, entry);
-                        let again = Instant::now() + pause(since.elapsed(), Appends::weight(&entry.1));
-                        busy.push((again, Waiting { entry, answer, busy: Some((since, said)), turn: None }));
-                    }
-                    written => {
-                        let _ = answer.send(written);
-                    }
+        }
+        if !batch.is_empty() {
+            writing.push(append_together(&*store, std::mem::take(&mut batch)));
+            last_began = now;
+        }
+        let again = busy.iter().map(|(again, _)| *again).min();
+        let look = if writing.is_empty() { again } else { Some(now + LOOK).filter(|_| writing.len() < at_once) };
+        tokio::select! {
+            Some(held) = writing.next(), if !writing.is_empty() => busy.extend(held),
+            next = waiting.recv(), if writing.is_empty() && !waiting.is_closed() => batch.extend(next),
+            () = sleep_until(look.unwrap_or(now)), if look.is_some() => {}
+            else => return,
+        }
+    }
+}
+
+/// Writes them, and gives back those whose row somebody holds, each with the time when it is tried again.
+async fn append_together(store: &dyn Store, waiting: Vec<WaitingAppend>) -> Vec<(Instant, WaitingAppend)> {
+    let mut busy = vec![];
+    // After a loss of the lease, appends under the old identity and the new one may wait side by side.
+    let mut by_worker: HashMap<WorkerId, Vec<_>> = HashMap::new();
+    for waiting in waiting {
+        by_worker.entry(waiting.entry.0.worker()).or_default().push(waiting);
+    }
+    for (worker, waiting) in by_worker {
+        let mut leases = vec![];
+        let mut entries = vec![];
+        let mut answers = vec![];
+        let mut held = vec![];
+        let mut turns = vec![];
+        for Waiting { entry: (lease, entry), answer, busy, turn } in waiting {
+            turns.push(turn);
+            leases.push(lease);
+            held.push(busy);
+            entries.push(entry);
+            answers.push(answer);
+        }
+        let written = write_until_answered(&entries, &answers, &Appends(store, worker)).await;
+        drop(turns);
+        let all = leases.into_iter().zip(entries).zip(answers).zip(held).zip(written);
+        for ((((lease, entry), answer), held), written) in all {
+            match written {
+                Ok(Appended::Busy) if !answer.is_closed() => {
+                    let (since, said) = still_busy(&entry, held);
+                    let entry = (lease, entry);
+                    let again = Instant::now() + pause(since.elapsed(), Appends::weight(&entry.1));
+                    busy.push((again, Waiting { entry, answer, busy: Some((since, said)), turn: None }));
+                }
+                written => {
+                    let _ = answer.send(written);
                 }
             }
         }
     }
+    busy
 }
 
 /// The pause before a row is tried again that has been busy for so long. What is heavy is not sent over and over.

@@ -24,8 +24,8 @@ pub struct Config {
     /// A saga whose next timer is further away than this is put back into the store until then; one that waits for a reply, when it
     /// has waited for so long. Defaults to one second.
     pub hold: Duration,
-    /// How many writers share the journals of this process, each with one statement under way; what is heavy has one
-    /// more. Defaults to 3.
+    /// How many statements that write journals are under way at once, at most: one as long as it keeps up, for all that
+    /// waits shares it. What is heavy has one more. Defaults to 3.
     pub committers: usize,
     /// How many sagas one statement writes at most. Defaults to 500.
     pub batch: usize,

@@ -229,12 +229,14 @@ impl Drive {
     }
 
     /// Runs until the saga ended, was released, or was lost.
-    pub(crate) async fn run(self) {
+    ///
+    /// In boxes: a future holds what is moved into it twice, and so does each one around it.
+    pub(crate) fn run(self) -> BoxFuture<'static, ()> {
         let trace = self.trace.clone();
-        self.drive().with_context(trace).await;
+        Box::new(self).drive().with_context(trace).boxed()
     }
 
-    async fn drive(mut self) {
+    async fn drive(mut self: Box<Self>) {
         let shared = self.shared.clone();
         let lease = self.lease.clone();
         let mut lost = pin!(lease.lost());

@@ -36,7 +36,10 @@ use crate::{
 };
 use committer::Committer;
 use drive::Drive;
-use futures::future::join;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, join},
+};
 use heart::Leases;
 use lease::Lease;
 use messages::Messages;
@@ -269,7 +272,7 @@ impl EngineBuilder {
         shared.spawn(outcomes::watch_outcomes(shared.clone()));
         if !shared.definitions.is_empty() {
             // Whoever hands over waits for what is being claimed.
-            shared.spawn_drive(worker::find_work(shared.clone()));
+            shared.spawn_drive(worker::find_work(shared.clone()).boxed());
             shared.spawn(worker::bring_mail(shared.clone()));
             shared.spawn(worker::take_over_from_the_dead(shared.clone()));
             shared.spawn(metrics::take_census(shared.clone()));
@@ -347,7 +350,7 @@ impl Shared {
         let mut in_memory = self.in_memory();
         let Some(delivery) = in_memory.get_mut(&mail.saga) else { return false };
         // A poll brings again what the saga has not come to read yet.
-        !delivery.under_way.insert(mail.message.clone()) || delivery.to.send(Delivered::Letter(mail)).is_ok()
+        !delivery.under_way.insert(mail.message.clone()) || delivery.to.send(Box::new(Delivered::Letter(mail))).is_ok()
     }
 
     /// Hands a reply to its saga, past the mailbox, if the saga is in memory; else it comes back. What is returned is
@@ -357,8 +360,9 @@ impl Shared {
         let in_memory = self.in_memory();
         let Some(delivery) = in_memory.get(&reply.id.saga) else { return Err(reply) };
         let ((heard, answered), message) = (oneshot::channel(), message.to_owned());
-        match delivery.to.send(Delivered::Reply { message, reply, heard }) {
-            Err(mpsc::error::SendError(Delivered::Reply { reply, .. })) => Err(reply),
+        let delivered = Box::new(Delivered::Reply { message, reply, heard });
+        match delivery.to.send(delivered).map_err(|mpsc::error::SendError(delivered)| *delivered) {
+            Err(Delivered::Reply { reply, .. }) => Err(reply),
             _ => Ok(answered),
         }
     }
@@ -379,7 +383,7 @@ impl Shared {
         self.tasks.spawn(self.killed.clone().run_until_cancelled_owned(task));
     }
 
-    fn spawn_drive(&self, drive: impl Future<Output = ()> + Send + 'static) {
+    fn spawn_drive(&self, drive: BoxFuture<'static, ()>) {
         self.drives.spawn(self.killed.clone().run_until_cancelled_owned(drive));
     }
 
@@ -455,7 +459,7 @@ impl Shared {
 pub(crate) struct Place {
     shared: Arc<Shared>,
     saga: SagaId,
-    mailbox: mpsc::UnboundedSender<Delivered>,
+    mailbox: mpsc::UnboundedSender<Box<Delivered>>,
     weight: Weight,
 }
 
@@ -478,28 +482,28 @@ pub(crate) enum Delivered {
 
 /// How it comes.
 struct Delivery {
-    to: mpsc::UnboundedSender<Delivered>,
+    to: mpsc::UnboundedSender<Box<Delivered>>,
     /// The letters that were sent and not received yet.
     under_way: HashSet<String>,
 }
 
-/// What is delivered to a saga in memory. What it does not read is in the store still, for whoever claims it, or comes
+/// What is delivered to a saga in memory, in boxes: a channel keeps room for many. What it does not read is in the store still, for whoever claims it, or comes
 /// there now.
 pub(crate) struct Mailbox {
     shared: Arc<Shared>,
     saga: SagaId,
-    delivered: mpsc::UnboundedReceiver<Delivered>,
+    delivered: mpsc::UnboundedReceiver<Box<Delivered>>,
 }
 
 impl Mailbox {
     async fn recv(&mut self) -> Option<Delivered> {
         let delivered = self.delivered.recv().await?;
-        if let Delivered::Letter(mail) = &delivered
+        if let Delivered::Letter(mail) = &*delivered
             && let Some(delivery) = self.shared.in_memory().get_mut(&self.saga)
         {
             delivery.under_way.remove(&mail.message);
         }
-        Some(delivered)
+        Some(*delivered)
     }
 }
 

@@ -243,7 +243,7 @@ fn take(shared: &Arc<Shared>, lease: &Lease, record: Record) -> Claimed {
     };
     match drive(shared, lease, process, record, beginning, (mailbox, place)) {
         Some(drive) if drive.was_lost() => Claimed::Lost(Box::new(drive)),
-        Some(drive) => Claimed::Runs(drive.run().boxed()),
+        Some(drive) => Claimed::Runs(drive.run()),
         None => Claimed::Left,
     }
 }
@@ -264,7 +264,7 @@ fn drive(
             Some(Drive::new(process.clone(), lease.clone(), record, state, mailbox, ended, place))
         }
         Err(error) => {
-            shared.spawn_drive(unread::leave(shared.clone(), lease.clone(), record, error, (mailbox, place)));
+            shared.spawn_drive(unread::leave(shared.clone(), lease.clone(), record, error, (mailbox, place)).boxed());
             None
         }
     }
