@@ -14,8 +14,8 @@ use saga_core::{
     },
     testing::World,
     transport::{
-        Consumer, LocalTransport, Outgoing, PublishError, Receiver, Subscription, Transport, TransportError, Unavailable,
-        Verdict,
+        Consumer, LocalTransport, Outgoing, PublishError, Receiver, Subscription, Transport, TransportError,
+        Unavailable, Verdict,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -42,6 +42,10 @@ trait Rig: Send + Sync + 'static {
     async fn before(&self, _call: &str, _store: &MemoryStore, _appends: &[Append]) -> Result<(), StoreError> {
         Ok(())
     }
+    /// Whether another transaction holds the row of this saga.
+    fn is_held(&self, _append: &Append) -> bool {
+        false
+    }
     /// An error is what the caller gets, although it was done.
     async fn after(&self, _call: &str, _appends: &[Append]) -> Result<(), StoreError> {
         Ok(())
@@ -59,9 +63,11 @@ macro_rules! rigged {
         impl<R: Rig> Store for Rigged<R> {
             async fn append(&self, worker: WorkerId, batch: &[Append]) -> Result<Vec<Appended>, StoreError> {
                 self.rig.before("append", &self.store, batch).await?;
-                let answer = self.store.append(worker, batch).await?;
+                let held: Vec<bool> = batch.iter().map(|append| self.rig.is_held(append)).collect();
+                let free = batch.iter().zip(&held).filter(|(_, held)| !**held).map(|(append, _)| append.clone());
+                let mut answers = self.store.append(worker, &free.collect::<Vec<_>>()).await?.into_iter();
                 self.rig.after("append", batch).await?;
-                Ok(answer)
+                Ok(held.iter().map(|held| if *held { Appended::Busy } else { answers.next().unwrap() }).collect())
             }
             async fn disown(&self, worker: WorkerId, sagas: &[(SagaId, i64)]) -> Result<(), StoreError> {
                 if let Err(error) = self.rig.before("disown", &self.store, &[]).await {
@@ -737,6 +743,107 @@ async fn what_is_light_is_written_in_no_statement_with_what_is_heavy() {
         let outcome = timeout(SECOND, basket.outcome()).await.expect("it waits for what is heavy");
         assert_eq!(outcome.unwrap(), Outcome::Completed(()));
     }
+}
+
+/// How many statements are under way at once. Each takes its time; some get no answer, or find rows held.
+#[derive(Default)]
+struct Writers {
+    takes: Duration,
+    appends: Times,
+    hangs: bool,
+    panics: bool,
+    held: Mutex<Vec<SagaId>>,
+    at_once: AtomicUsize,
+    most_at_once: AtomicUsize,
+}
+
+#[async_trait]
+impl Rig for Arc<Writers> {
+    async fn before(&self, call: &str, _: &MemoryStore, _: &[Append]) -> Result<(), StoreError> {
+        if call != "append" {
+            return Ok(());
+        }
+        match self.appends.is_the(1) {
+            true if self.hangs => std::future::pending().await,
+            true if self.panics => panic!("it is broken"),
+            _ => {}
+        }
+        self.most_at_once.fetch_max(self.at_once.fetch_add(1, SeqCst) + 1, SeqCst);
+        sleep(self.takes).await;
+        self.at_once.fetch_sub(1, SeqCst);
+        Ok(())
+    }
+    fn is_held(&self, append: &Append) -> bool {
+        self.held.lock().unwrap().contains(&append.saga)
+    }
+}
+
+/// So many sagas at once that write.
+async fn baskets(engine: &Engine, count: usize) {
+    let basket = |n: usize| async move {
+        let basket = engine.sagas::<Basket>().submit(n.to_string(), HashMap::new()).await.unwrap();
+        assert_eq!(basket.outcome().await.unwrap(), Outcome::Completed(()));
+    };
+    timeout(SECOND, futures::future::join_all((0..count).map(basket))).await.expect("they wait");
+}
+
+async fn writing(rig: &Arc<Writers>, configure: fn(&mut saga_core::Config)) -> Engine {
+    let builder = Engine::builder(Rigged { store: MemoryStore::default(), rig: rig.clone() });
+    builder.register::<Basket>(()).unwrap().configure(configure).start().await.unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_shares_one_statement_and_much_goes_in_several() {
+    for (count, most) in [(60, 1), (400, 3)] {
+        let rig = Arc::new(Writers { takes: 10 * MILLISECOND, ..Writers::default() });
+        baskets(&writing(&rig, |config| config.batch = 100).await, count).await;
+        assert_eq!(rig.most_at_once.load(SeqCst), most, "{count}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_statement_that_gets_no_answer_holds_up_no_others() {
+    let rig = Arc::new(Writers { hangs: true, takes: MILLISECOND, ..Writers::default() });
+    let engine = writing(&rig, |_| {}).await;
+    let hangs = engine.sagas::<Basket>().submit("hangs", HashMap::new()).await.unwrap();
+    sleep(SECOND).await;
+    // One after the other: each of them would wait for a moment.
+    let began = Instant::now();
+    for n in 0..20 {
+        let basket = engine.sagas::<Basket>().submit(format!("after {n}"), HashMap::new()).await.unwrap();
+        timeout(SECOND, basket.outcome()).await.expect("it waits for what hangs").unwrap();
+    }
+    assert!(began.elapsed() < 20 * 5 * MILLISECOND, "{:?}", began.elapsed());
+    assert_eq!(hangs.status().await.unwrap(), Status::Running);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rows_that_are_held_hold_up_no_others_however_many_they_are() {
+    let rig = Arc::new(Writers { takes: 15 * MILLISECOND, ..Writers::default() });
+    let engine = writing(&rig, |config| (config.committers, config.batch) = (1, 2)).await;
+    let mut held = vec![];
+    for n in 0..6 {
+        // Its first append is under way, or waits, when its row comes to be held.
+        let basket = engine.sagas::<Basket>().submit(format!("held {n}"), HashMap::new()).await.unwrap();
+        rig.held.lock().unwrap().push(basket.id());
+        held.push(basket);
+    }
+    sleep(SECOND).await;
+    baskets(&engine, 1).await;
+    rig.held.lock().unwrap().clear();
+    for basket in held {
+        assert_eq!(timeout(SECOND, basket.outcome()).await.unwrap().unwrap(), Outcome::Completed(()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_panics_once_stops_nothing() {
+    let rig = Arc::new(Writers { panics: true, takes: MILLISECOND, ..Writers::default() });
+    let engine = writing(&rig, |_| {}).await;
+    let first = engine.sagas::<Basket>().submit("first", HashMap::new()).await.unwrap();
+    baskets(&engine, 3).await;
+    let outcome = timeout(60 * SECOND, first.outcome()).await.expect("it was forgotten").unwrap();
+    assert_eq!(outcome, Outcome::Completed(()));
 }
 
 // ---------------------------------------------------------------------------------------------------------------

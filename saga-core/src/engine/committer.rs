@@ -11,12 +11,14 @@ use super::{
 };
 use crate::{
     WorkerId,
+    error::panic_message,
     store::{Append, Appended, Start, Started, Store, StoreError},
 };
 use async_trait::async_trait;
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use std::{
     collections::HashMap,
+    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -38,6 +40,8 @@ const MANY: usize = 64;
 const LONG: Duration = Duration::from_millis(20);
 /// How often it is looked whether another statement is to begin.
 const LOOK: Duration = Duration::from_millis(2);
+/// What somebody held is sent again in so many bytes at a time, about.
+const PORTION: usize = 4 << 20;
 /// A key that somebody held is taken to be held for so long after that.
 const HELD: Duration = Duration::from_secs(15);
 /// So many statements at a time wait for somebody's transaction.
@@ -209,6 +213,10 @@ async fn commit_starts(aside: Aside, mut waiting: mpsc::Receiver<Waiting<Start, 
 
 /// Starts what can be started, and gives back the rest when somebody holds a key of it.
 async fn start_together(store: &dyn Store, waiting: Vec<Waiting<Start, Started>>) -> Vec<Waiting<Start, Started>> {
+    survived(start_all(store, waiting)).await
+}
+
+async fn start_all(store: &dyn Store, waiting: Vec<Waiting<Start, Started>>) -> Vec<Waiting<Start, Started>> {
     let (turns, waiting): (Vec<_>, Vec<_>) = waiting.into_iter().map(|w| (w.turn, (w.entry, w.answer))).unzip();
     let (entries, answers): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
     let written = write_until_answered(&entries, &answers, &Starts(store)).await;
@@ -313,45 +321,81 @@ impl Aside {
 type WaitingAppend = Waiting<(Lease, Append), Appended>;
 
 /// What a statement costs by itself is shared by all that is in it. So one is under way at a time, and another one begins
-/// beside it only when so many wait that this makes no difference, or when the one that began last takes long: its
-/// connection may lead nowhere. What comes meanwhile wakes nobody.
+/// beside it only when so many wait that this makes no difference, or when all that are under way take long: their
+/// connections may lead nowhere. What comes meanwhile wakes nobody.
 async fn commit_appends(
     store: Arc<dyn Store>,
     mut waiting: mpsc::UnboundedReceiver<WaitingAppend>,
     limit: usize,
     at_once: usize,
 ) {
-    let (mut batch, mut writing, mut last_began) = (vec![], FuturesUnordered::new(), Instant::now());
-    // What somebody holds, and when it is tried again. It holds up nobody meanwhile.
+    let (mut batch, mut writing, mut begun) = (vec![], FuturesUnordered::new(), vec![]);
+    // What somebody holds, and when it is tried again: in statements of its own, so that it holds up nobody meanwhile.
     let mut busy: Vec<(Instant, WaitingAppend)> = vec![];
+    let mut retrying = FuturesUnordered::new();
     loop {
         let now = Instant::now();
-        let takes_long = last_began + LONG <= now;
-        if writing.is_empty() || (writing.len() < at_once && (takes_long || waiting.len() >= MANY)) {
-            batch.extend(busy.extract_if(.., |(again, _)| *again <= now).map(|(_, waiting)| waiting));
-            while batch.len() < limit
-                && let Ok(next) = waiting.try_recv()
-            {
-                batch.push(next);
-            }
+        if retrying.is_empty() {
+            let due = due(&mut busy, now, limit);
+            retrying.extend((!due.is_empty()).then(|| append_together(&*store, due)));
+        }
+        let takes_long = |began: &Instant| *began + LONG <= now;
+        let may_begin = begun.len() < at_once && (begun.iter().all(takes_long) || waiting.len() >= MANY.min(limit));
+        while may_begin
+            && batch.len() < limit
+            && let Ok(next) = waiting.try_recv()
+        {
+            batch.push(next);
         }
         if !batch.is_empty() {
-            writing.push(append_together(&*store, std::mem::take(&mut batch)));
-            last_began = now;
+            let written = append_together(&*store, std::mem::take(&mut batch));
+            begun.push(now);
+            writing.push(async move { (now, written.await) });
+            continue;
         }
-        let again = busy.iter().map(|(again, _)| *again).min();
-        let look = if writing.is_empty() { again } else { Some(now + LOOK).filter(|_| writing.len() < at_once) };
+        let again = busy.iter().map(|(again, _)| *again).min().filter(|_| retrying.is_empty());
+        let look = (!may_begin && begun.len() < at_once).then(|| now + LOOK);
+        let next = again.into_iter().chain(look).min();
         tokio::select! {
-            Some(held) = writing.next(), if !writing.is_empty() => busy.extend(held),
-            next = waiting.recv(), if writing.is_empty() && !waiting.is_closed() => batch.extend(next),
-            () = sleep_until(look.unwrap_or(now)), if look.is_some() => {}
+            Some((began, held)) = writing.next(), if !writing.is_empty() => {
+                begun.iter().position(|other| *other == began).map(|place| begun.swap_remove(place));
+                busy.extend(held);
+            }
+            Some(held) = retrying.next(), if !retrying.is_empty() => busy.extend(held),
+            next = waiting.recv(), if may_begin && !waiting.is_closed() => batch.extend(next),
+            () = sleep_until(next.unwrap_or(now)), if next.is_some() => {}
             else => return,
         }
     }
 }
 
+/// Those that are to be tried again now, no more than go into one statement.
+fn due(busy: &mut Vec<(Instant, WaitingAppend)>, now: Instant, limit: usize) -> Vec<WaitingAppend> {
+    let (mut count, mut bytes) = (0, 0);
+    let fits = |(again, waiting): &mut (Instant, WaitingAppend)| {
+        let fits = *again <= now && count < limit && bytes < PORTION;
+        if fits {
+            (count, bytes) = (count + 1, bytes + Appends::weight(&waiting.entry.1));
+        }
+        fits
+    };
+    busy.extract_if(.., fits).map(|(_, waiting)| waiting).collect()
+}
+
+/// Whatever a store does: what it was to do is given up, and the next is tried.
+async fn survived<T: Default>(writing: impl Future<Output = T>) -> T {
+    AssertUnwindSafe(writing).catch_unwind().await.unwrap_or_else(|panic| {
+        tracing::error!("the store panicked, what was to be written is given up here: {}", panic_message(&*panic));
+        T::default()
+    })
+}
+
 /// Writes them, and gives back those whose row somebody holds, each with the time when it is tried again.
 async fn append_together(store: &dyn Store, waiting: Vec<WaitingAppend>) -> Vec<(Instant, WaitingAppend)> {
+    survived(append_all(store, waiting)).await
+}
+
+async fn append_all(store: &dyn Store, waiting: Vec<WaitingAppend>) -> Vec<(Instant, WaitingAppend)> {
     let mut busy = vec![];
     // After a loss of the lease, appends under the old identity and the new one may wait side by side.
     let mut by_worker: HashMap<WorkerId, Vec<_>> = HashMap::new();

@@ -25,7 +25,7 @@ pub struct Config {
     /// has waited for so long. Defaults to one second.
     pub hold: Duration,
     /// How many statements that write journals are under way at once, at most: one as long as it keeps up, for all that
-    /// waits shares it. What is heavy has one more. Defaults to 3.
+    /// waits shares it. What is heavy has one more, and so has what another transaction holds up. Defaults to 3.
     pub committers: usize,
     /// How many sagas one statement writes at most. Defaults to 500.
     pub batch: usize,

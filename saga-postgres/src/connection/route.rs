@@ -35,8 +35,8 @@ const LIFETIME: Duration = Duration::from_secs(600);
 /// A connection that was looked at within this time is used without another look.
 const LOOK_AFTER: Duration = Duration::from_secs(1);
 /// Its statements are planned anew after `LOOK_AFTER` at first, then after twice as long each time, up to this. A plan
-/// is made for tables of the size that they have then. If they were empty, it may read all of them for each row that it
-/// looks up; and it is kept until their statistics are made anew, which may be hours.
+/// is made for tables of the size that they have then. If they were known to be empty, it may read all of them for each
+/// row that it looks up, and it would be kept until their statistics are made anew.
 const PLANS_LAST: Duration = Duration::from_secs(30);
 /// How long a look may take. A connection that leads nowhere is found out by this.
 const LOOK_WITHIN: Duration = Duration::from_secs(2);
