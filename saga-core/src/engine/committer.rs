@@ -322,7 +322,7 @@ type WaitingAppend = Waiting<(Lease, Append), Appended>;
 
 /// What a statement costs by itself is shared by all that is in it. So one is under way at a time, and another one begins
 /// beside it only when so many wait that this makes no difference, or when all that are under way take long: their
-/// connections may lead nowhere. What comes meanwhile wakes nobody.
+/// connections may lead nowhere. The first that comes meanwhile is taken note of, and those behind it wake nobody.
 async fn commit_appends(
     store: Arc<dyn Store>,
     mut waiting: mpsc::UnboundedReceiver<WaitingAppend>,
@@ -340,21 +340,21 @@ async fn commit_appends(
             retrying.extend((!due.is_empty()).then(|| append_together(&*store, due)));
         }
         let takes_long = |began: &Instant| *began + LONG <= now;
-        let may_begin = begun.len() < at_once && (begun.iter().all(takes_long) || waiting.len() >= MANY.min(limit));
-        while may_begin
-            && batch.len() < limit
-            && let Ok(next) = waiting.try_recv()
-        {
-            batch.push(next);
-        }
-        if !batch.is_empty() {
+        let is_much = batch.len() + waiting.len() >= MANY.min(limit);
+        let may_begin = begun.len() < at_once && (is_much || begun.iter().all(takes_long));
+        if may_begin && !batch.is_empty() {
+            while batch.len() < limit
+                && let Ok(next) = waiting.try_recv()
+            {
+                batch.push(next);
+            }
             let written = append_together(&*store, std::mem::take(&mut batch));
             begun.push(now);
             writing.push(async move { (now, written.await) });
             continue;
         }
         let again = busy.iter().map(|(again, _)| *again).min().filter(|_| retrying.is_empty());
-        let look = (!may_begin && begun.len() < at_once).then(|| now + LOOK);
+        let look = (!batch.is_empty() && begun.len() < at_once).then(|| now + LOOK);
         let next = again.into_iter().chain(look).min();
         tokio::select! {
             Some((began, held)) = writing.next(), if !writing.is_empty() => {
@@ -362,9 +362,12 @@ async fn commit_appends(
                 busy.extend(held);
             }
             Some(held) = retrying.next(), if !retrying.is_empty() => busy.extend(held),
-            next = waiting.recv(), if may_begin && !waiting.is_closed() => batch.extend(next),
+            next = waiting.recv(), if batch.is_empty() => match next {
+                Some(next) => batch.push(next),
+                None if writing.is_empty() && busy.is_empty() && retrying.is_empty() => return,
+                None => sleep(AGAIN).await,
+            },
             () = sleep_until(next.unwrap_or(now)), if next.is_some() => {}
-            else => return,
         }
     }
 }
