@@ -7,7 +7,7 @@ use super::{
     Config,
     lease::Lease,
     rarely::Rarely,
-    weight::{Gate, HEAVY, Turn},
+    weight::{Gate, HEAVY, Turn, UNDER_WAY},
 };
 use crate::{
     WorkerId,
@@ -40,8 +40,6 @@ const MANY: usize = 64;
 const LONG: Duration = Duration::from_millis(20);
 /// How often it is looked whether another statement is to begin.
 const LOOK: Duration = Duration::from_millis(2);
-/// What somebody held is sent again in so many bytes at a time, about.
-const PORTION: usize = 4 << 20;
 /// A key that somebody held is taken to be held for so long after that.
 const HELD: Duration = Duration::from_secs(15);
 /// So many statements at a time wait for somebody's transaction.
@@ -127,7 +125,7 @@ impl Committer {
     /// Resolves once the saga stands or is refused. Dropped meanwhile, it may still come to stand.
     pub(crate) async fn start(&self, entry: Start) -> Result<Started, StoreError> {
         let (answer, answered) = oneshot::channel();
-        let stopped = || StoreError::Unavailable("the engine has stopped".into());
+        let stopped = || StoreError::Unavailable("the engine has stopped, or its store panicked".into());
         let bytes = Starts::weight(&entry);
         let turn = self.starts_gate.pass(bytes).await;
         let starts = self.starts.with(bytes);
@@ -140,7 +138,8 @@ impl Committer {
         &self.gate
     }
 
-    /// The answer; an error only when the store refuses the entry itself. The sender is dropped when the engine stops.
+    /// The answer; an error only when the store refuses the entry itself. The sender is dropped when the engine stops,
+    /// or the store panics: nothing is known then.
     pub(crate) fn append(
         &self,
         lease: &Lease,
@@ -372,11 +371,11 @@ async fn commit_appends(
     }
 }
 
-/// Those that are to be tried again now, no more than go into one statement.
+/// Those that are to be tried again now, no more than go into one statement. They gave their turns away.
 fn due(busy: &mut Vec<(Instant, WaitingAppend)>, now: Instant, limit: usize) -> Vec<WaitingAppend> {
     let (mut count, mut bytes) = (0, 0);
     let fits = |(again, waiting): &mut (Instant, WaitingAppend)| {
-        let fits = *again <= now && count < limit && bytes < PORTION;
+        let fits = *again <= now && count < limit && bytes < UNDER_WAY;
         if fits {
             (count, bytes) = (count + 1, bytes + Appends::weight(&waiting.entry.1));
         }

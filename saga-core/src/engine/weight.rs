@@ -181,7 +181,7 @@ impl Drop for Weight {
 /// What has so many bytes, or more, is heavy.
 pub(crate) const HEAVY: usize = 4 << 10;
 /// So many bytes of heavy things are under way at once, or one thing alone.
-const UNDER_WAY: usize = 4 << 20;
+pub(crate) const UNDER_WAY: usize = 4 << 20;
 /// What one permit stands for.
 const UNIT: usize = 1 << 10;
 

@@ -139,7 +139,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use crate::{PgOutbox, testing};
+    use crate::{PgOutbox, connection::Settings, testing};
     use saga_core::{Encoded, message::Message};
     use sqlx::{AssertSqlSafe, Connection, PgPool, postgres::PgPoolOptions};
 
@@ -204,7 +204,7 @@ mod tests {
             )
             .await;
         setup.run("ANALYZE {schema}.saga_outbox").await;
-        crate::connection::Settings::of_a_relay(Duration::from_secs(60)).set(&mut setup.looking).await.unwrap();
+        Settings::of_a_relay(Duration::from_secs(60)).set(&mut setup.looking).await.unwrap();
         let heads = setup.outbox.inner.queries.heads.as_str();
         let shards = (0..64).map(|shard| shard.to_string()).collect::<Vec<_>>().join(",");
         let explain = format!(
